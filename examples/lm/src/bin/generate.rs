@@ -1,0 +1,85 @@
+//! Continue a prompt with a trained model; the text goes to stdout, the speed to stderr.
+//!
+//! ```text
+//! cargo run --release -p gla-lm --bin generate -- --prompt "pub fn " --tokens 300
+//! cargo run --release -p gla-lm --bin generate -- --checkpoint runs/cpu/step-00001000 --top-k 20
+//! ```
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use burn::module::Module;
+use clap::Parser;
+use gla_lm::checkpoint::{self, Checkpoint};
+use gla_lm::config::RunConfig;
+use gla_lm::device::{self, DeviceChoice};
+use gla_lm::generation::generate;
+use gla_lm::sampling::{Sampler, SamplingArgs};
+use tracing_subscriber::EnvFilter;
+
+#[derive(Parser)]
+#[command(about = "Continue a prompt with a trained GLA language model", version)]
+struct Cli {
+    /// Text to continue; may be empty
+    #[arg(long, default_value = "")]
+    prompt: String,
+    /// Bytes to generate
+    #[arg(long, default_value_t = 400)]
+    tokens: usize,
+    /// Folder of a run, for its best checkpoint, or of one checkpoint
+    /// [default: the run in runs/ that was trained last]
+    #[arg(long)]
+    checkpoint: Option<PathBuf>,
+    /// Where to compute; auto takes a real GPU if there is one, and says what it took
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
+    device: DeviceChoice,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+fn main() -> Result<()> {
+    // SAFETY: nothing has started a thread yet
+    unsafe { device::pin_default_device() };
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("error"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+
+    let mut sampler = Sampler::new(cli.sampling)?;
+    let run = match cli.checkpoint {
+        Some(path) => path,
+        None => checkpoint::last_run("runs".as_ref())
+            .context("there is no run in runs/: train one first, or name it with --checkpoint")?,
+    };
+    let path = checkpoint::find(&run)?;
+    // absolute, so that even "." has a parent
+    let run = path.canonicalize()?.join("..");
+    let config = RunConfig::load(&run)?
+        .with_context(|| format!("{} holds no config.json of a run", run.display()))?;
+    let checkpoint = Checkpoint::open(&path)?;
+    let chosen = device::choose(cli.device)?;
+    eprintln!("device: {}", chosen.label);
+    eprintln!(
+        "model: {}, {:.3} bits/byte in validation",
+        path.display(),
+        checkpoint.state.valid_bits
+    );
+    let model = checkpoint
+        .load_model(config.model.init(&chosen.device))?
+        .valid();
+
+    let mut out = std::io::stdout().lock();
+    out.write_all(cli.prompt.as_bytes())?;
+    let sink = |text: &str| {
+        out.write_all(text.as_bytes())?;
+        out.flush()
+    };
+    let (prompt, tokens) = (&cli.prompt, cli.tokens);
+    let timing = generate(&model, prompt, tokens, &mut sampler, &chosen.device, sink)?;
+    writeln!(out)?;
+    eprintln!("{}", timing.summary());
+    Ok(())
+}

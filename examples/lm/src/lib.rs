@@ -1,0 +1,33 @@
+//! Train and sample a small language model of gated linear attention, on bytes.
+//!
+//! ```text
+//! cargo run --release -p gla-lm --bin train
+//! cargo run --release -p gla-lm --bin generate -- --prompt "pub fn " --tokens 300
+//! ```
+//!
+//! The files, in the order in which a run passes through them:
+//!
+//! * [`config`]: presets, command line options, what a run writes down about itself
+//! * [`device`]: `--device auto` and its siblings
+//! * [`corpus`]: bytes for training and validation, split by crate or by file
+//! * [`dataset`]: windows of the corpus as a pure function of (seed, step)
+//! * [`schedule`]: learning rate as a pure function of the step
+//! * [`optimizer`]: AdamW with its parameter groups, and the clip of the global gradient norm
+//! * [`training`]: the loop; [`loss`]: cross entropy and bits per byte
+//! * [`checkpoint`]: atomic step checkpoints, resume; [`progress`]: what the loop prints and logs
+//! * [`sampling`]: temperature, top-k, top-p; [`generation`]: prompt, prefill, recurrent steps
+#![recursion_limit = "256"]
+
+pub mod checkpoint;
+pub mod config;
+pub mod corpus;
+pub mod dataset;
+pub mod device;
+pub mod generation;
+pub mod hash;
+pub mod loss;
+pub mod optimizer;
+pub mod progress;
+pub mod sampling;
+pub mod schedule;
+pub mod training;

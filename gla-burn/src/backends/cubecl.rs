@@ -1,0 +1,208 @@
+//! CubeCL back-ends: tensors to buffers and back, nothing else.
+
+use burn::backend::{DType, TensorMetadata, tensor::FloatTensor};
+use burn::tensor::Shape;
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
+use burn_cubecl::tensor::CubeTensor;
+use gla_kernels::{
+    BackwardArgs, Dims, ForwardArgs, Problem, RecurrentArgs, Sequences, Strategy,
+};
+
+use crate::{GlaGrads, GlaOps, GlaSpec, OptionalTensor};
+
+impl GlaOps for CubeBackend {
+    fn gla_forward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        gate: OptionalTensor<Self>,
+        h0: OptionalTensor<Self>,
+        spec: GlaSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (q, k, v) = (into_contiguous(q), into_contiguous(k), into_contiguous(v));
+        let gate = gate.into_option().map(into_contiguous);
+        let h0 = h0.into_option().map(into_contiguous);
+        let problem = problem(&q, &k, &v, gate.as_ref(), &spec);
+        let [batch, time, heads, _] = q.shape().dims();
+        let o = like(&v, [batch, time, heads, problem.dims.value_dim], v.dtype);
+        let state_shape = spec.state_shape(q.shape().dims(), problem.dims.value_dim);
+        let client = q.client.clone();
+
+        if spec.recurrent {
+            let state = match h0 {
+                Some(state) => own(state),
+                None => zeros_like(&q, state_shape),
+            };
+            let args = RecurrentArgs {
+                q: q.handle,
+                k: k.handle,
+                v: v.handle,
+                gate: gate.map(|gate| gate.handle),
+                state: state.handle.clone(),
+                o: o.handle.clone(),
+            };
+            launched(gla_kernels::recurrent(&client, &problem, args));
+            return (o, state);
+        }
+        let final_state = like(&q, state_shape, DType::F32);
+        let args = ForwardArgs {
+            q: q.handle,
+            k: k.handle,
+            v: v.handle,
+            gate: gate.map(|gate| gate.handle),
+            initial_state: h0.map(|state| state.handle),
+            o: o.handle.clone(),
+            final_state: final_state.handle.clone(),
+        };
+        launched(gla_kernels::forward(&client, &problem, strategy(&spec), args));
+        (o, final_state)
+    }
+
+    fn gla_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        gate: OptionalTensor<Self>,
+        h0: OptionalTensor<Self>,
+        d_o: OptionalTensor<Self>,
+        d_final: OptionalTensor<Self>,
+        spec: GlaSpec,
+    ) -> GlaGrads<Self> {
+        let (q, k, v) = (into_contiguous(q), into_contiguous(k), into_contiguous(v));
+        let gate = gate.into_option().map(into_contiguous);
+        let h0 = h0.into_option().map(into_contiguous);
+        let problem = problem(&q, &k, &v, gate.as_ref(), &spec);
+        let client = q.client.clone();
+        let d_o = match d_o.into_option() {
+            Some(d_o) => into_contiguous(d_o),
+            None => {
+                let [batch, time, heads, _] = q.shape().dims();
+                let shape = [batch, time, heads, problem.dims.value_dim];
+                zeros_client(client.clone(), q.device.clone(), shape.into(), v.dtype)
+            }
+        };
+        let d_final = d_final.into_option().map(into_contiguous);
+
+        let dq = like(&q, q.shape().dims::<4>(), q.dtype);
+        let dk = like(&k, k.shape().dims::<4>(), k.dtype);
+        let dv = like(&v, v.shape().dims::<4>(), v.dtype);
+        let dgate = match &gate {
+            Some(gate) => empty_device_contiguous_dtype(
+                client.clone(),
+                gate.device.clone(),
+                gate.shape(),
+                gate.dtype,
+            ),
+            None => zeros_like(&q, [1]),
+        };
+        let state_shape = spec.state_shape(q.shape().dims(), problem.dims.value_dim);
+        let dh0 = like(&q, state_shape, DType::F32);
+        let args = BackwardArgs {
+            q: q.handle,
+            k: k.handle,
+            v: v.handle,
+            dgate: gate.as_ref().map(|_| dgate.handle.clone()),
+            gate: gate.map(|gate| gate.handle),
+            initial_state: h0.map(|state| state.handle),
+            d_o: d_o.handle,
+            d_final: d_final.map(|d| d.handle),
+            dq: dq.handle.clone(),
+            dk: dk.handle.clone(),
+            dv: dv.handle.clone(),
+            dh0: dh0.handle.clone(),
+        };
+        launched(gla_kernels::backward(&client, &problem, strategy(&spec), args));
+        GlaGrads { dq, dk, dv, dgate, dh0 }
+    }
+
+    fn gla_step(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        gate: OptionalTensor<Self>,
+        state: FloatTensor<Self>,
+        spec: GlaSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (q, k, v) = (into_contiguous(q), into_contiguous(k), into_contiguous(v));
+        let gate = gate.into_option().map(into_contiguous);
+        let [batch, heads, key_dim] = q.shape().dims();
+        let [_, kv_heads, value_dim] = v.shape().dims();
+        let dims = Dims { heads, kv_heads, key_dim, value_dim, gate: spec.gate };
+        let sequences = Sequences::Uniform { batch, time: 1 };
+        let problem = new_problem(dims, sequences, &q, gate.as_ref(), &spec);
+        let o = like(&v, [batch, heads, value_dim], v.dtype);
+        let state = own(into_contiguous(state));
+        let client = q.client.clone();
+        let args = RecurrentArgs {
+            q: q.handle,
+            k: k.handle,
+            v: v.handle,
+            gate: gate.map(|gate| gate.handle),
+            state: state.handle.clone(),
+            o: o.handle.clone(),
+        };
+        launched(gla_kernels::recurrent(&client, &problem, args));
+        (o, state)
+    }
+}
+
+fn problem(
+    q: &CubeTensor,
+    k: &CubeTensor,
+    v: &CubeTensor,
+    gate: Option<&CubeTensor>,
+    spec: &GlaSpec,
+) -> Problem {
+    let [batch, time, heads, key_dim] = q.shape().dims();
+    let kv_heads = k.shape().dims::<4>()[2];
+    let value_dim = v.shape().dims::<4>()[3];
+    let dims = Dims { heads, kv_heads, key_dim, value_dim, gate: spec.gate };
+    let sequences = match &spec.cu_seqlens {
+        Some(cu) => Sequences::Packed { cu_seqlens: cu.to_vec(), time },
+        None => Sequences::Uniform { batch, time },
+    };
+    new_problem(dims, sequences, q, gate, spec)
+}
+
+fn new_problem(
+    dims: Dims,
+    sequences: Sequences,
+    q: &CubeTensor,
+    gate: Option<&CubeTensor>,
+    spec: &GlaSpec,
+) -> Problem {
+    let elem_type = burn::backend::cubecl::dtype_to_elem_type;
+    Problem {
+        dims,
+        sequences,
+        scale: spec.scale as f32,
+        dtype: elem_type(q.dtype),
+        gate_dtype: elem_type(gate.map_or(q.dtype, |gate| gate.dtype)),
+    }
+}
+
+fn strategy(spec: &GlaSpec) -> Strategy {
+    spec.chunk.map_or(Strategy::Inferred, Strategy::Chunk)
+}
+
+fn like<const D: usize>(tensor: &CubeTensor, shape: [usize; D], dtype: DType) -> CubeTensor {
+    let (client, device) = (tensor.client.clone(), tensor.device.clone());
+    empty_device_contiguous_dtype(client, device, Shape::from(shape), dtype)
+}
+
+fn zeros_like<const D: usize>(tensor: &CubeTensor, shape: [usize; D]) -> CubeTensor {
+    let (client, device) = (tensor.client.clone(), tensor.device.clone());
+    zeros_client(client, device, Shape::from(shape), DType::F32)
+}
+
+/// A state that may be overwritten: itself if nobody else holds it, else a copy.
+fn own(state: CubeTensor) -> CubeTensor {
+    if state.can_mut() { state } else { state.copy() }
+}
+
+/// The public functions have checked what they can see; what is left are limits of the device.
+fn launched<T>(result: Result<T, gla_kernels::GlaError>) -> T {
+    result.unwrap_or_else(|error| panic!("gla: {error}"))
+}

@@ -1,0 +1,151 @@
+//! Checks of arguments, before anything is launched.
+
+use burn::tensor::{DType, Tensor};
+use gla_kernels::{CHUNKS, GlaError, Sequences};
+
+use super::{Gate, StepGate};
+
+/// The arguments of `gla`.
+pub(super) fn sequences(
+    q: &Tensor<4>,
+    k: &Tensor<4>,
+    v: &Tensor<4>,
+    gate: &Gate,
+    initial_state: Option<&Tensor<4>>,
+    cu_seqlens: Option<&[usize]>,
+) -> Result<(), GlaError> {
+    let [batch, time, heads, key_dim] = q.dims();
+    let [_, _, kv_heads, value_dim] = v.dims();
+    groups(heads, kv_heads, key_dim, value_dim)?;
+    shape("k", k, [batch, time, kv_heads, key_dim])?;
+    shape("v", v, [batch, time, kv_heads, value_dim])?;
+    same_type("k", k, q)?;
+    same_type("v", v, q)?;
+    match gate {
+        Gate::None => {}
+        Gate::Fixed(gate) => gate_of(gate, [heads], q)?,
+        Gate::Scalar(gate) => gate_of(gate, [batch, time, kv_heads], q)?,
+        Gate::Vector(gate) => gate_of(gate, [batch, time, kv_heads, key_dim], q)?,
+    }
+    let sequences = match cu_seqlens {
+        None => batch,
+        Some(_) if batch != 1 => return Err(GlaError::CuSeqlensBatch { batch }),
+        Some(cu) => {
+            Sequences::Packed { cu_seqlens: cu.to_vec(), time }.validate()?;
+            cu.len() - 1
+        }
+    };
+    match initial_state {
+        Some(state) => state_of("initial_state", state, [sequences, heads, key_dim, value_dim], q),
+        None => Ok(()),
+    }
+}
+
+/// The arguments of `gla_step`.
+pub(super) fn step(
+    q: &Tensor<3>,
+    k: &Tensor<3>,
+    v: &Tensor<3>,
+    gate: &StepGate,
+    state: &Tensor<4>,
+) -> Result<(), GlaError> {
+    let [batch, heads, key_dim] = q.dims();
+    let [_, kv_heads, value_dim] = v.dims();
+    groups(heads, kv_heads, key_dim, value_dim)?;
+    shape("k", k, [batch, kv_heads, key_dim])?;
+    shape("v", v, [batch, kv_heads, value_dim])?;
+    same_type("k", k, q)?;
+    same_type("v", v, q)?;
+    match gate {
+        StepGate::None => {}
+        StepGate::Fixed(gate) => gate_of(gate, [heads], q)?,
+        StepGate::Scalar(gate) => gate_of(gate, [batch, kv_heads], q)?,
+        StepGate::Vector(gate) => gate_of(gate, [batch, kv_heads, key_dim], q)?,
+    }
+    state_of("state", state, [batch, heads, key_dim, value_dim], q)
+}
+
+/// The chunk length, if one is asked for.
+pub(super) fn chunk(chunk: Option<usize>) -> Result<(), GlaError> {
+    match chunk {
+        Some(got) if !CHUNKS.contains(&got) => Err(GlaError::Chunk { allowed: CHUNKS, got }),
+        _ => Ok(()),
+    }
+}
+
+fn groups(heads: usize, kv_heads: usize, key_dim: usize, value_dim: usize) -> Result<(), GlaError> {
+    let sizes = [("q heads", heads), ("v heads", kv_heads), ("K", key_dim), ("V", value_dim)];
+    if let Some((name, _)) = sizes.into_iter().find(|&(_, size)| size == 0) {
+        return Err(GlaError::EmptyDimension { name });
+    }
+    if !heads.is_multiple_of(kv_heads) {
+        return Err(GlaError::HeadGroups { heads, kv_heads });
+    }
+    Ok(())
+}
+
+fn shape<const D: usize>(
+    name: &'static str,
+    tensor: &Tensor<D>,
+    expected: [usize; D],
+) -> Result<(), GlaError> {
+    if tensor.dims() != expected {
+        let (expected, got) = (expected.to_vec(), tensor.dims().to_vec());
+        return Err(GlaError::Shape { name, expected, got });
+    }
+    Ok(())
+}
+
+fn same_type<const D: usize, const E: usize>(
+    name: &'static str,
+    tensor: &Tensor<D>,
+    q: &Tensor<E>,
+) -> Result<(), GlaError> {
+    dtype(name, tensor.dtype(), &[q.dtype()])?;
+    on_device_of(name, tensor, q)
+}
+
+fn gate_of<const D: usize, const E: usize>(
+    gate: &Tensor<D>,
+    expected: [usize; D],
+    q: &Tensor<E>,
+) -> Result<(), GlaError> {
+    shape("gate", gate, expected)?;
+    dtype("gate", gate.dtype(), &[DType::F32, q.dtype()])?;
+    on_device_of("gate", gate, q)
+}
+
+fn state_of<const E: usize>(
+    name: &'static str,
+    state: &Tensor<4>,
+    expected: [usize; 4],
+    q: &Tensor<E>,
+) -> Result<(), GlaError> {
+    shape(name, state, expected)?;
+    dtype(name, state.dtype(), &[DType::F32])?;
+    on_device_of(name, state, q)
+}
+
+fn dtype(name: &'static str, got: DType, allowed: &[DType]) -> Result<(), GlaError> {
+    if !allowed.contains(&got) {
+        let expected: Vec<String> = allowed.iter().map(|dtype| format!("{dtype:?}")).collect();
+        return Err(GlaError::Dtype {
+            name,
+            expected: expected.join(" or "),
+            got: format!("{got:?}"),
+        });
+    }
+    Ok(())
+}
+
+fn on_device_of<const D: usize, const E: usize>(
+    name: &'static str,
+    tensor: &Tensor<D>,
+    q: &Tensor<E>,
+) -> Result<(), GlaError> {
+    if tensor.device() != q.device() {
+        let message = format!("is on {:?}, q is on {:?}", tensor.device(), q.device());
+        return Err(GlaError::Argument { name, message });
+    }
+    Ok(())
+}

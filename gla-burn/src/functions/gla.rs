@@ -1,0 +1,192 @@
+//! Whole sequences.
+
+use burn::backend::Dispatch;
+use burn::tensor::Tensor;
+use gla_kernels::GateKind;
+
+use super::check;
+use crate::{GlaOps, GlaSpec, OptionalTensor};
+
+/// The gate of [`gla`]: logarithms of the decay, at most 0.
+#[derive(Clone, Debug, Default)]
+pub enum Gate {
+    /// No decay: linear attention.
+    #[default]
+    None,
+    /// `[H]`, one constant a head: RetNet, TransNormerLLM.
+    Fixed(Tensor<1>),
+    /// `[B, T, Hk]`, one value a step: Mamba-2's SSD, gated RetNet.
+    Scalar(Tensor<3>),
+    /// `[B, T, Hk, K]`, one value a step and key channel: GLA, HGRN2.
+    Vector(Tensor<4>),
+}
+
+impl Gate {
+    /// What the gate depends on.
+    pub fn kind(&self) -> GateKind {
+        match self {
+            Gate::None => GateKind::None,
+            Gate::Fixed(_) => GateKind::Fixed,
+            Gate::Scalar(_) => GateKind::Scalar,
+            Gate::Vector(_) => GateKind::Vector,
+        }
+    }
+}
+
+/// How the forward of [`gla`] is computed. All forms give the same numbers within rounding; the
+/// backward is chunked in each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// Recurrent for very short sequences, else chunked.
+    #[default]
+    Auto,
+    /// By chunks, in parallel: training and prefill.
+    Chunk,
+    /// Step by step.
+    Recurrent,
+}
+
+/// Sequences up to this length run in recurrent form under [`Form::Auto`]: one sub-chunk.
+const RECURRENT_UP_TO: usize = 16;
+
+/// What [`gla`] may be told besides its tensors.
+#[derive(Clone, Debug, Default)]
+pub struct GlaOptions {
+    /// Factor on the queries; `K^-0.5` if absent.
+    pub scale: Option<f64>,
+    /// `[N, H, K, V]` f32: the state before the first step; zero if absent.
+    pub initial_state: Option<Tensor<4>>,
+    /// Whether to return the final state, differentiable.
+    pub final_state: bool,
+    /// Bounds of packed sequences (`B = 1`): `N + 1` rising offsets from 0 to `T`. Equal neighbours
+    /// make an empty sequence, whose state stays as it is.
+    pub cu_seqlens: Option<Vec<usize>>,
+    /// Chunk length of the kernels, 16, 32 or 64; chosen by problem and device if absent. The
+    /// portable path on the CPU has its own.
+    pub chunk: Option<usize>,
+    /// How the forward is computed.
+    pub form: Form,
+}
+
+impl GlaOptions {
+    /// Sets the factor on the queries.
+    pub fn with_scale(mut self, scale: f64) -> Self {
+        self.scale = Some(scale);
+        self
+    }
+
+    /// Sets the state before the first step, `[N, H, K, V]`.
+    pub fn with_initial_state(mut self, state: Tensor<4>) -> Self {
+        self.initial_state = Some(state);
+        self
+    }
+
+    /// Asks for the final state.
+    pub fn with_final_state(mut self) -> Self {
+        self.final_state = true;
+        self
+    }
+
+    /// Declares the rows to be packed sequences.
+    pub fn with_cu_seqlens(mut self, cu_seqlens: Vec<usize>) -> Self {
+        self.cu_seqlens = Some(cu_seqlens);
+        self
+    }
+
+    /// Sets the chunk length of the kernels.
+    pub fn with_chunk(mut self, chunk: usize) -> Self {
+        self.chunk = Some(chunk);
+        self
+    }
+
+    /// Sets how the forward is computed.
+    pub fn with_form(mut self, form: Form) -> Self {
+        self.form = form;
+        self
+    }
+}
+
+/// What [`gla`] returns.
+#[derive(Clone, Debug)]
+pub struct GlaOutput {
+    /// `[B, T, H, V]`, in the type of v.
+    pub output: Tensor<4>,
+    /// `[N, H, K, V]` f32, if asked for.
+    pub final_state: Option<Tensor<4>>,
+}
+
+/// Gated linear attention.
+///
+/// Per sequence and head, with `S_0` the initial state or zero:
+///
+/// ```text
+/// S_t = diag(exp g_t) S_{t-1} + k_t v_t^T        o_t = scale * S_t^T q_t
+/// ```
+///
+/// Differentiable in `q`, `k`, `v`, the gate and the initial state, through the output and, if it is
+/// asked for, the final state. Gates must be at most 0: this is checked on the CPU back-end, where
+/// it costs little; elsewhere a positive gate makes the state grow without bound.
+///
+/// # Shapes
+///
+/// - q: `[B, T, H, K]`
+/// - k: `[B, T, Hk, K]`, `H` a multiple of `Hk`; query head `h` uses head `h / (H / Hk)`
+/// - v: `[B, T, Hk, V]`
+/// - gate: see [`Gate`], f32 or the type of q
+/// - output: `[B, T, H, V]`
+///
+/// # Panics
+///
+/// If shapes, types, devices or `cu_seqlens` do not fit together; the message names the argument and
+/// what it should have been.
+pub fn gla(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, gate: Gate, options: GlaOptions) -> GlaOutput {
+    let cu_seqlens = options.cu_seqlens.as_deref();
+    check::sequences(&q, &k, &v, &gate, options.initial_state.as_ref(), cu_seqlens)
+        .and_then(|()| check::chunk(options.chunk))
+        .unwrap_or_else(|error| panic!("gla: {error}"));
+    let [batch, time, heads, key_dim] = q.dims();
+    let spec = GlaSpec {
+        gate: gate.kind(),
+        scale: options.scale.unwrap_or((key_dim as f64).powf(-0.5)),
+        cu_seqlens: options.cu_seqlens.map(Into::into),
+        chunk: options.chunk,
+        recurrent: match options.form {
+            Form::Auto => time <= RECURRENT_UP_TO,
+            Form::Chunk => false,
+            Form::Recurrent => true,
+        },
+        state_gradient: options.final_state,
+    };
+    let value_dim = v.dims()[3];
+    if batch * time == 0 {
+        // nothing to compute, and back-ends differ in what they make of empty tensors
+        let state = spec.state_shape([batch, time, heads, key_dim], value_dim);
+        let device = q.device();
+        let zeros = || Tensor::zeros(state, (&device, burn::tensor::DType::F32));
+        return GlaOutput {
+            output: Tensor::zeros([batch, time, heads, value_dim], (&device, v.dtype())),
+            final_state: options
+                .final_state
+                .then(|| options.initial_state.unwrap_or_else(zeros)),
+        };
+    }
+    let gate = match gate {
+        Gate::None => OptionalTensor::None,
+        Gate::Fixed(gate) => OptionalTensor::Some(gate.into_dispatch()),
+        Gate::Scalar(gate) => OptionalTensor::Some(gate.into_dispatch()),
+        Gate::Vector(gate) => OptionalTensor::Some(gate.into_dispatch()),
+    };
+    let h0 = options.initial_state.map(Tensor::into_dispatch).into();
+    let (output, final_state) = Dispatch::gla_forward(
+        q.into_dispatch(),
+        k.into_dispatch(),
+        v.into_dispatch(),
+        gate,
+        h0,
+        spec,
+    );
+    GlaOutput {
+        output: Tensor::from_dispatch(output),
+        final_state: options.final_state.then(|| Tensor::from_dispatch(final_state)),
+    }
+}

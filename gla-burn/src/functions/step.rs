@@ -1,0 +1,74 @@
+//! One token.
+
+use burn::backend::Dispatch;
+use burn::tensor::Tensor;
+use gla_kernels::GateKind;
+
+use super::check;
+use crate::{GlaOps, GlaSpec, OptionalTensor};
+
+/// The gate of [`gla_step`]: logarithms of the decay, at most 0.
+#[derive(Clone, Debug, Default)]
+pub enum StepGate {
+    /// No decay.
+    #[default]
+    None,
+    /// `[H]`
+    Fixed(Tensor<1>),
+    /// `[B, Hk]`
+    Scalar(Tensor<2>),
+    /// `[B, Hk, K]`
+    Vector(Tensor<3>),
+}
+
+/// One step of gated linear attention: what [`gla`](crate::gla) does for a sequence of length 1.
+///
+/// The state is updated in place if nothing else holds it; pass it by value and keep what comes
+/// back.
+///
+/// # Shapes
+///
+/// - q: `[B, H, K]`
+/// - k: `[B, Hk, K]`
+/// - v: `[B, Hk, V]`
+/// - gate: see [`StepGate`]
+/// - state: `[B, H, K, V]` f32
+/// - returns the output `[B, H, V]` and the new state
+///
+/// # Panics
+///
+/// If shapes, types or devices do not fit together.
+pub fn gla_step(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    gate: StepGate,
+    state: Tensor<4>,
+    scale: Option<f64>,
+) -> (Tensor<3>, Tensor<4>) {
+    check::step(&q, &k, &v, &gate, &state).unwrap_or_else(|error| panic!("gla_step: {error}"));
+    let key_dim = q.dims()[2];
+    let (kind, gate) = match gate {
+        StepGate::None => (GateKind::None, OptionalTensor::None),
+        StepGate::Fixed(gate) => (GateKind::Fixed, OptionalTensor::Some(gate.into_dispatch())),
+        StepGate::Scalar(gate) => (GateKind::Scalar, OptionalTensor::Some(gate.into_dispatch())),
+        StepGate::Vector(gate) => (GateKind::Vector, OptionalTensor::Some(gate.into_dispatch())),
+    };
+    let spec = GlaSpec {
+        gate: kind,
+        scale: scale.unwrap_or((key_dim as f64).powf(-0.5)),
+        cu_seqlens: None,
+        chunk: None,
+        recurrent: true,
+        state_gradient: true,
+    };
+    let (output, state) = Dispatch::gla_step(
+        q.into_dispatch(),
+        k.into_dispatch(),
+        v.into_dispatch(),
+        gate,
+        state.into_dispatch(),
+        spec,
+    );
+    (Tensor::from_dispatch(output), Tensor::from_dispatch(state))
+}

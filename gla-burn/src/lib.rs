@@ -1,0 +1,14 @@
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![doc = include_str!("../README.md")]
+
+mod backends;
+mod functions;
+pub mod nn;
+mod ops;
+#[doc(hidden)]
+pub mod portable;
+
+pub use functions::*;
+pub use gla_kernels::{GateKind, GlaError};
+pub use nn::*;
+pub use ops::*;

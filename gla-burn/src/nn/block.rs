@@ -1,0 +1,125 @@
+use burn::config::Config;
+use burn::module::Module;
+use burn::tensor::{DType, Device, Tensor};
+
+use super::{
+    GatedLinearAttention, GatedLinearAttentionConfig, GlaMlp, GlaMlpConfig, LayerState, RmsNorm,
+    RmsNormConfig,
+};
+
+/// Configuration to create a [`GlaBlock`] using the [init function](GlaBlockConfig::init).
+#[derive(Config, Debug)]
+pub struct GlaBlockConfig {
+    /// The attention layer.
+    pub attn: GatedLinearAttentionConfig,
+    /// The feed-forward layer.
+    pub mlp: GlaMlpConfig,
+    /// Epsilon of the two norms before them. Default: 1e-6
+    #[config(default = 1e-6)]
+    pub norm_eps: f64,
+}
+
+impl GlaBlockConfig {
+    /// Initialize a new [`GlaBlock`] module.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the layers differ in `hidden_size`, and as their own `init`.
+    pub fn init(&self, device: &Device) -> GlaBlock {
+        let hidden = self.attn.hidden_size;
+        assert!(
+            self.mlp.hidden_size == hidden,
+            "GlaBlockConfig: mlp.hidden_size = {} must be attn.hidden_size = {hidden}",
+            self.mlp.hidden_size
+        );
+
+        let norm = RmsNormConfig::new(hidden).with_epsilon(self.norm_eps);
+        GlaBlock {
+            attn_norm: norm.init(device),
+            attn: self.attn.init(device),
+            mlp_norm: norm.init(device),
+            mlp: self.mlp.init(device),
+        }
+    }
+
+    /// Number of parameters of the module, without making it.
+    ///
+    /// # Panics
+    ///
+    /// As the `init` of the layers.
+    pub fn num_params(&self) -> usize {
+        self.attn.num_params() + self.mlp.num_params() + 2 * self.attn.hidden_size
+    }
+}
+
+/// Pre-norm block: `R = X + GLA(norm(X))`, `Y = R + MLP(norm(R))`.
+///
+/// Should be created using [`GlaBlockConfig`].
+#[derive(Module, Debug)]
+pub struct GlaBlock {
+    /// Norm before the attention layer.
+    pub attn_norm: RmsNorm,
+    /// The attention layer.
+    pub attn: GatedLinearAttention,
+    /// Norm before the feed-forward layer.
+    pub mlp_norm: RmsNorm,
+    /// The feed-forward layer.
+    pub mlp: GlaMlp,
+}
+
+impl GlaBlock {
+    /// Applies the block to whole sequences.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[B, T, hidden_size]`
+    /// - output: `[B, T, hidden_size]`
+    ///
+    /// # Panics
+    ///
+    /// As [`GatedLinearAttention::forward`].
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let mixed = self.attn.forward(self.attn_norm.forward(x.clone()));
+        self.feed_forward(x, mixed)
+    }
+
+    /// Applies the block to the next tokens of sequences whose past is in `state`, and updates it.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[B, T, hidden_size]`, `T >= 1`
+    /// - output: `[B, T, hidden_size]`
+    ///
+    /// # Panics
+    ///
+    /// As [`GatedLinearAttention::prefill`].
+    pub fn prefill(&self, x: Tensor<3>, state: &mut LayerState) -> Tensor<3> {
+        let normed = self.attn_norm.forward(x.clone());
+        let mixed = self.attn.prefill(normed, state);
+        self.feed_forward(x, mixed)
+    }
+
+    /// Applies the block to the next token of sequences whose past is in `state`, and updates it.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[B, hidden_size]`
+    /// - output: `[B, hidden_size]`
+    ///
+    /// # Panics
+    ///
+    /// As [`GatedLinearAttention::step`].
+    pub fn step(&self, x: Tensor<2>, state: &mut LayerState) -> Tensor<2> {
+        let mixed = self.attn.step(self.attn_norm.forward(x.clone()), state);
+        self.feed_forward(x, mixed)
+    }
+
+    /// Adds the attention's output to its input, then the feed-forward layer's.
+    fn feed_forward<const D: usize>(&self, x: Tensor<D>, mixed: Tensor<D>) -> Tensor<D> {
+        let dtype = x.dtype();
+        // the norm sees the sum before it is rounded to the model's dtype
+        let sum = x.cast(DType::F32) + mixed.cast(DType::F32);
+        let normed = self.mlp_norm.forward(sum.clone()).cast(dtype);
+        sum.cast(dtype) + self.mlp.forward(normed)
+    }
+}

@@ -1,0 +1,298 @@
+use burn::config::Config;
+use burn::module::Module;
+use burn::nn::{Embedding, EmbeddingConfig, Linear};
+use burn::tensor::{Device, Int, Tensor, module::linear};
+
+use super::init::{normal, projection};
+use super::{
+    FeatureMap, GatedLinearAttentionConfig, GlaBlock, GlaBlockConfig, GlaMlpConfig, GlaState,
+    GlaStateError, RmsNorm, RmsNormConfig,
+};
+
+/// Configuration to create a [`GlaTransformer`] using the [init
+/// function](GlaTransformerConfig::init).
+///
+/// Fields are named as in flash-linear-attention's `GLAConfig`.
+#[derive(Config, Debug)]
+pub struct GlaTransformerConfig {
+    /// Number of tokens in the vocabulary.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Number of blocks.
+    pub num_hidden_layers: usize,
+    /// Number of heads. Default: 4
+    #[config(default = 4)]
+    pub num_heads: usize,
+    /// Number of heads of keys, values and gates; as many as `num_heads` if `None`.
+    pub num_kv_heads: Option<usize>,
+    /// Width of all queries relative to `hidden_size`. Default: 0.5
+    #[config(default = 0.5)]
+    pub expand_k: f64,
+    /// Width of all values relative to `hidden_size`. Default: 1.0
+    #[config(default = 1.0)]
+    pub expand_v: f64,
+    /// Inner width of the feed-forward layers, see [`GlaMlpConfig::hidden_ratio`]. Default: 4.0
+    #[config(default = 4.0)]
+    pub hidden_ratio: f64,
+    /// Inner width of the feed-forward layers; derived from `hidden_ratio` if `None`.
+    pub intermediate_size: Option<usize>,
+    /// Whether queries, keys and values pass a short convolution. Default: false
+    #[config(default = false)]
+    pub use_short_conv: bool,
+    /// Kernel size of the short convolutions. Default: 4
+    #[config(default = 4)]
+    pub conv_size: usize,
+    /// Whether a swish gate multiplies the attention's normalised output. Default: true
+    #[config(default = true)]
+    pub use_output_gate: bool,
+    /// Epsilon of all norms. Default: 1e-6
+    #[config(default = 1e-6)]
+    pub norm_eps: f64,
+    /// Whether the embedding is the output projection too. Default: false
+    #[config(default = false)]
+    pub tie_word_embeddings: bool,
+    /// Standard deviation of the initial weights. Default: 0.02
+    #[config(default = 0.02)]
+    pub initializer_range: f64,
+    /// The temperature: divides the logarithm of the gate. Default: 16.0
+    #[config(default = 16.0)]
+    pub gate_logit_normalizer: f64,
+    /// Rank of the gate's projection. Default: 16
+    #[config(default = 16)]
+    pub gate_low_rank_dim: usize,
+    /// Lower bound of the log gate.
+    pub clamp_min: Option<f64>,
+    /// Map of queries and keys.
+    pub feature_map: Option<FeatureMap>,
+}
+
+impl GlaTransformerConfig {
+    /// Initialize a new [`GlaTransformer`] module.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the sizes do not fit each other, see [`GatedLinearAttentionConfig::init`].
+    pub fn init(&self, device: &Device) -> GlaTransformer {
+        let (vocab, hidden, std) = (self.vocab_size, self.hidden_size, self.initializer_range);
+        let block = self.block();
+        GlaTransformer {
+            embeddings: EmbeddingConfig::new(vocab, hidden)
+                .with_initializer(normal(std))
+                .init(device),
+            layers: (0..self.num_hidden_layers)
+                .map(|_| block.init(device))
+                .collect(),
+            norm: RmsNormConfig::new(hidden)
+                .with_epsilon(self.norm_eps)
+                .init(device),
+            lm_head: (!self.tie_word_embeddings).then(|| projection(hidden, vocab, std, device)),
+        }
+    }
+
+    /// Configuration of each block.
+    pub fn block(&self) -> GlaBlockConfig {
+        let attn = GatedLinearAttentionConfig {
+            hidden_size: self.hidden_size,
+            num_heads: self.num_heads,
+            num_kv_heads: self.num_kv_heads,
+            expand_k: self.expand_k,
+            expand_v: self.expand_v,
+            feature_map: self.feature_map,
+            use_short_conv: self.use_short_conv,
+            conv_size: self.conv_size,
+            use_output_gate: self.use_output_gate,
+            norm_eps: self.norm_eps,
+            gate_logit_normalizer: self.gate_logit_normalizer,
+            gate_low_rank_dim: self.gate_low_rank_dim,
+            clamp_min: self.clamp_min,
+            initializer_range: self.initializer_range,
+        };
+        let mlp = GlaMlpConfig {
+            hidden_size: self.hidden_size,
+            hidden_ratio: self.hidden_ratio,
+            intermediate_size: self.intermediate_size,
+            initializer_range: self.initializer_range,
+        };
+        GlaBlockConfig::new(attn, mlp).with_norm_eps(self.norm_eps)
+    }
+
+    /// Number of parameters of the model, without making it; a tied embedding counts once.
+    ///
+    /// # Panics
+    ///
+    /// As [`init`](Self::init).
+    pub fn num_params(&self) -> usize {
+        let embeddings = self.vocab_size * self.hidden_size;
+        let tables = if self.tie_word_embeddings { 1 } else { 2 };
+        tables * embeddings + self.num_hidden_layers * self.block().num_params() + self.hidden_size
+    }
+}
+
+/// Language model: embedding, [`GlaBlock`]s, norm, output projection. No position embedding.
+///
+/// Should be created using [`GlaTransformerConfig`].
+#[derive(Module, Debug)]
+pub struct GlaTransformer {
+    /// Token embedding.
+    pub embeddings: Embedding,
+    /// The blocks, in order.
+    pub layers: Vec<GlaBlock>,
+    /// Norm after the last block.
+    pub norm: RmsNorm,
+    /// Output projection; `None` if it is the embedding, transposed.
+    pub lm_head: Option<Linear>,
+}
+
+impl GlaTransformer {
+    /// Logits of whole sequences: position `t` predicts token `t + 1`.
+    ///
+    /// # Shapes
+    ///
+    /// - ids: `[B, T]`
+    /// - output: `[B, T, vocab_size]`
+    pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        self.logits(self.hidden(ids))
+    }
+
+    /// [`forward`](Self::forward) up to the output projection, for losses that project piece by
+    /// piece.
+    ///
+    /// # Shapes
+    ///
+    /// - ids: `[B, T]`
+    /// - output: `[B, T, hidden_size]`
+    pub fn hidden(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        let x = self.embeddings.forward(ids);
+        let x = self.layers.iter().fold(x, |x, layer| layer.forward(x));
+        self.norm.forward(x)
+    }
+
+    /// The output projection.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[..., hidden_size]`
+    /// - output: `[..., vocab_size]`
+    pub fn logits<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        match &self.lm_head {
+            Some(head) => head.forward(x),
+            None => linear(x, self.embeddings.weight.val().transpose(), None),
+        }
+    }
+
+    /// Logits of the next tokens of sequences whose past is in `state`, which is updated.
+    ///
+    /// A prompt may come in pieces of any length; together they give what
+    /// [`forward`](Self::forward) gives.
+    ///
+    /// # Shapes
+    ///
+    /// - ids: `[B, T]`, `T >= 1`
+    /// - output: `[B, T, vocab_size]`
+    ///
+    /// # Panics
+    ///
+    /// Panics if `state` is not of this model and batch size.
+    pub fn prefill(&self, ids: Tensor<2, Int>, state: &mut GlaState) -> Tensor<3> {
+        self.logits(self.prefill_hidden(ids, state))
+    }
+
+    /// [`prefill`](Self::prefill) up to the output projection, for prompts of which only the last
+    /// position is to be projected.
+    ///
+    /// # Shapes
+    ///
+    /// - ids: `[B, T]`, `T >= 1`
+    /// - output: `[B, T, hidden_size]`
+    ///
+    /// # Panics
+    ///
+    /// Panics if `state` is not of this model and batch size.
+    pub fn prefill_hidden(&self, ids: Tensor<2, Int>, state: &mut GlaState) -> Tensor<3> {
+        let [_, tokens] = ids.dims();
+        self.expect_layers(state);
+        let mut x = self.embeddings.forward(ids);
+        for (layer, state) in self.layers.iter().zip(&mut state.layers) {
+            x = layer.prefill(x, state);
+        }
+        state.seen += tokens;
+        self.norm.forward(x)
+    }
+
+    /// Logits after the next token of sequences whose past is in `state`, which is updated.
+    ///
+    /// # Shapes
+    ///
+    /// - ids: `[B]`
+    /// - output: `[B, vocab_size]`
+    ///
+    /// # Panics
+    ///
+    /// Panics if `state` is not of this model and batch size.
+    pub fn step(&self, ids: Tensor<1, Int>, state: &mut GlaState) -> Tensor<2> {
+        self.expect_layers(state);
+        let mut x = self.embeddings.forward(ids.unsqueeze_dim(1)).squeeze_dim(1);
+        for (layer, state) in self.layers.iter().zip(&mut state.layers) {
+            x = layer.step(x, state);
+        }
+        state.seen += 1;
+        self.logits(self.norm.forward(x))
+    }
+
+    /// The state before the first token of `batch` sequences.
+    pub fn init_state(&self, batch: usize, device: &Device) -> GlaState {
+        let layers = self.layers.iter();
+        GlaState {
+            layers: layers
+                .map(|layer| layer.attn.init_state(batch, device))
+                .collect(),
+            seen: 0,
+        }
+    }
+
+    /// Checks that a state, for example a loaded one, is of this model.
+    ///
+    /// # Errors
+    ///
+    /// [`GlaStateError::Layers`], [`GlaStateError::Shape`] or [`GlaStateError::Presence`].
+    pub fn check_state(&self, state: &GlaState) -> Result<(), GlaStateError> {
+        let (found, expected) = (state.layers.len(), self.layers.len());
+        if found != expected {
+            return Err(GlaStateError::Layers { found, expected });
+        }
+        let batch = state.batch();
+        let mut pairs = self.layers.iter().zip(&state.layers);
+        pairs.try_for_each(|(layer, state)| state.check(&layer.attn.state_shape(batch)))
+    }
+
+    /// The layers check their own states.
+    fn expect_layers(&self, state: &GlaState) {
+        let (found, expected) = (state.layers.len(), self.layers.len());
+        if found != expected {
+            panic!(
+                "GlaTransformer: {}",
+                GlaStateError::Layers { found, expected }
+            );
+        }
+    }
+}
+
+/// Full name in a flash-linear-attention checkpoint of the parameter at `path` of a
+/// [`GlaTransformer`].
+///
+/// All but the output projection live under `model.`:
+///
+/// ```
+/// # use gla_burn::fla_name;
+/// assert_eq!(fla_name("layers.0.attn.q_proj.weight"), "model.layers.0.attn.q_proj.weight");
+/// assert_eq!(fla_name("lm_head.weight"), "lm_head.weight");
+/// ```
+///
+/// Shapes agree but for the weights of [`Linear`], which Burn stores transposed.
+pub fn fla_name(path: &str) -> String {
+    match path.starts_with("lm_head.") {
+        true => path.to_string(),
+        false => format!("model.{path}"),
+    }
+}

@@ -1,0 +1,109 @@
+use burn::config::Config;
+use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
+use burn::nn::Initializer;
+use burn::tensor::activation::silu;
+use burn::tensor::{DType, Device, Tensor, assert_shape};
+
+/// Configuration to create an [`RmsNorm`] layer using the [init function](RmsNormConfig::init).
+#[derive(Config, Debug)]
+pub struct RmsNormConfig {
+    /// The size of the normalised axis.
+    pub d_model: usize,
+    /// Added to the mean square. Default: 1e-6
+    #[config(default = 1e-6)]
+    pub epsilon: f64,
+}
+
+impl RmsNormConfig {
+    /// Initialize a new [`RmsNorm`] module with weight 1.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `epsilon` is not positive.
+    pub fn init(&self, device: &Device) -> RmsNorm {
+        assert!(
+            self.epsilon > 0.0,
+            "RmsNormConfig: epsilon must be positive, got {}",
+            self.epsilon
+        );
+
+        RmsNorm {
+            weight: Initializer::Ones.init([self.d_model], device),
+            epsilon: self.epsilon,
+        }
+    }
+}
+
+/// Root-mean-square normalisation over the last axis, computed in f32 and rounded once.
+///
+/// `Y = X / sqrt(mean(X^2) + eps) * weight`
+///
+/// Differs from [`burn::nn::RmsNorm`] in the rounding (Burn's rounds the quotient before the weight
+/// is applied), in the name of the parameter, and in the gated form.
+///
+/// Should be created using [`RmsNormConfig`].
+#[derive(Module, Debug)]
+#[module(custom_display)]
+pub struct RmsNorm {
+    /// Learnt scale, `[d_model]`.
+    pub weight: Param<Tensor<1>>,
+    /// Added to the mean square.
+    pub epsilon: f64,
+}
+
+impl RmsNorm {
+    /// Normalises the last axis.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[..., d_model]`
+    /// - output: `[..., d_model]`, dtype of `x`
+    ///
+    /// # Panics
+    ///
+    /// Panics if the last axis of `x` is not `d_model`.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let dtype = x.dtype();
+        self.normalize(x).cast(dtype)
+    }
+
+    /// Normalises the last axis and multiplies by the swish of `gate`: `Y = norm(X) * silu(gate)`.
+    ///
+    /// # Shapes
+    ///
+    /// - x, gate: `[..., d_model]`
+    /// - output: `[..., d_model]`, dtype of `x`
+    ///
+    /// # Panics
+    ///
+    /// Panics if the last axis of `x` is not `d_model`.
+    pub fn forward_gated<const D: usize>(&self, x: Tensor<D>, gate: Tensor<D>) -> Tensor<D> {
+        let dtype = x.dtype();
+        (self.normalize(x) * silu(gate.cast(DType::F32))).cast(dtype)
+    }
+
+    fn normalize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let [d_model] = self.weight.dims();
+        assert_shape!(x, [.., d_model]);
+
+        let x = x.cast(DType::F32);
+        let rms = (x.clone().square().mean_dim(D - 1) + self.epsilon).sqrt();
+        x / rms * self.weight.val().cast(DType::F32).unsqueeze::<D>()
+    }
+}
+
+impl ModuleDisplay for RmsNorm {
+    fn custom_settings(&self) -> Option<DisplaySettings> {
+        DisplaySettings::new()
+            .with_new_line_after_attribute(false)
+            .optional()
+    }
+
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        let [d_model] = self.weight.lazy_shape().dims();
+        content
+            .add("d_model", &d_model)
+            .add("epsilon", &self.epsilon)
+            .optional()
+    }
+}

@@ -1,0 +1,156 @@
+use burn::config::Config;
+use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
+use burn::tensor::activation::silu;
+use burn::tensor::{DType, Device, Tensor, assert_shape};
+
+use super::init::normal;
+
+/// Configuration to create a [`ShortConv`] layer using the [init function](ShortConvConfig::init).
+#[derive(Config, Debug)]
+pub struct ShortConvConfig {
+    /// The number of channels.
+    pub channels: usize,
+    /// The number of inputs each output sees, its own included. Default: 4
+    #[config(default = 4)]
+    pub kernel_size: usize,
+    /// Standard deviation of the initial weight. Default: 0.02
+    #[config(default = 0.02)]
+    pub initializer_range: f64,
+}
+
+impl ShortConvConfig {
+    /// Initialize a new [`ShortConv`] module.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `kernel_size` is 0.
+    pub fn init(&self, device: &Device) -> ShortConv {
+        assert!(
+            self.kernel_size >= 1,
+            "ShortConvConfig: kernel_size must be at least 1, got {}",
+            self.kernel_size
+        );
+
+        ShortConv {
+            weight: normal(self.initializer_range)
+                .init([self.channels, 1, self.kernel_size], device),
+        }
+    }
+}
+
+/// Causal depthwise convolution along time, followed by a swish, computed in f32.
+///
+/// `Y[t, d] = silu(sum_j weight[d, j] * X[t - W + 1 + j, d])`, with zeros before the first token.
+///
+/// `W` shifted multiply-adds on the `[B, T, D]` layout: for `W = 4` and one channel per group this
+/// needs neither the transposes nor the patch matrix of a general convolution.
+///
+/// Should be created using [`ShortConvConfig`].
+#[derive(Module, Debug)]
+#[module(custom_display)]
+pub struct ShortConv {
+    /// Filter taps, oldest input first, `[channels, 1, kernel_size]`.
+    pub weight: Param<Tensor<3>>,
+}
+
+impl ShortConv {
+    /// Convolves whole sequences.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[B, T, channels]`
+    /// - output: `[B, T, channels]`
+    ///
+    /// # Panics
+    ///
+    /// Panics if the last axis of `x` is not `channels`.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let [channels, _, kernel_size] = self.weight.dims();
+        assert_shape!(x, [.., channels]);
+
+        let [batch, ..] = x.dims();
+        // no zero-sized tensors: not every back-end takes them
+        let inputs = match kernel_size - 1 {
+            0 => x,
+            past => {
+                let zeros = Tensor::zeros([batch, past, channels], (&x.device(), x.dtype()));
+                Tensor::cat(vec![zeros, x], 1)
+            }
+        };
+        self.convolve(inputs)
+    }
+
+    /// Convolves the next tokens of sequences whose last inputs are in `cache`, and updates it.
+    ///
+    /// The cache leaves without autodiff.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[B, T, channels]`, `T >= 1`
+    /// - cache: `[B, channels, kernel_size]`, oldest input first
+    /// - output: `[B, T, channels]`
+    ///
+    /// # Panics
+    ///
+    /// Panics if the last axis of `x` is not `channels`.
+    pub fn forward_cached(&self, x: Tensor<3>, cache: &mut Tensor<3>) -> Tensor<3> {
+        let [channels, _, kernel_size] = self.weight.dims();
+        assert_shape!(x, [.., channels]);
+
+        let [_, tokens, _] = x.dims();
+        let inputs = match kernel_size - 1 {
+            0 => x,
+            past => {
+                // the oldest cached input is out of reach of the next token
+                let cached = cache.clone().narrow(2, 1, past).swap_dims(1, 2);
+                Tensor::cat(vec![cached, x], 1)
+            }
+        };
+        let last = inputs.clone().without_autodiff();
+        let device = last.device();
+        let last = match tokens {
+            1 => last,
+            // copied, not sliced: a view would keep the inputs of a whole prompt
+            _ => {
+                let first = tokens as i64 - 1;
+                let indices = first..first + kernel_size as i64;
+                last.select(1, Tensor::arange(indices, &device))
+            }
+        };
+        *cache = last.swap_dims(1, 2);
+        self.convolve(inputs)
+    }
+
+    /// `[B, W - 1 + T, D]` to `[B, T, D]`.
+    fn convolve(&self, inputs: Tensor<3>) -> Tensor<3> {
+        let [channels, _, kernel_size] = self.weight.dims();
+        let [_, length, _] = inputs.dims();
+        let tokens = length + 1 - kernel_size;
+
+        let dtype = inputs.dtype();
+        let inputs = inputs.cast(DType::F32);
+        let weight = self.weight.val().cast(DType::F32);
+        let tap = |j: usize| {
+            let weight = weight.clone().narrow(2, j, 1).reshape([1, 1, channels]);
+            inputs.clone().narrow(1, j, tokens) * weight
+        };
+        let sum = (1..kernel_size).fold(tap(0), |sum, j| sum + tap(j));
+        silu(sum).cast(dtype)
+    }
+}
+
+impl ModuleDisplay for ShortConv {
+    fn custom_settings(&self) -> Option<DisplaySettings> {
+        DisplaySettings::new()
+            .with_new_line_after_attribute(false)
+            .optional()
+    }
+
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        let [channels, _, kernel_size] = self.weight.lazy_shape().dims();
+        content
+            .add("channels", &channels)
+            .add("kernel_size", &kernel_size)
+            .optional()
+    }
+}

@@ -1,0 +1,289 @@
+//! Stage `intra_grad`: the share of `dq`, `dk` and `dg` that stays inside a chunk.
+//!
+//! With `w[t, s] = exp(g_{s+1} + .. + g_t)` per channel:
+//!
+//! * `Role::Query`: `dq_t += sum_{s <= t} dA[t, s] k_s w[t, s]`
+//! * `Role::Key`: `dk_s += sum_{t >= s} dA[t, s] q_t w[t, s]`
+//!
+//! The gate's gradient is a sum over all pairs that straddle a step. It is formed from sums of
+//! terms that all carry the decay of that step, never as a difference of suffix sums
+//! (`q dq - k dk`), which would leave rounding noise larger than the gradient of a strong gate.
+//! With `P[r, s] = dA[r, s] q_r k_s w[r, s]`, and `a` the sub-chunk of `t`:
+//!
+//! ```text
+//! dg_t = through the whole chunk                                     (stage project)
+//!      + sum_{r >= t} q_r dq_r^state + sum_{s < t} k_s dk_s^state    (rows of the chunk)
+//!      + sum P over r in later, s in earlier sub-chunks than a       (Query, `cuts`)
+//!      + sum P over r >= t in a, s in earlier sub-chunks             (Query)
+//!      + sum P over r in later sub-chunks, s < t in a                (Key)
+//!      + sum P over s < t <= r, both in a                            (Query)
+//! ```
+//!
+//! A cube owns all rows of one chunk and `cols` key channels of one head; a unit owns 16 rows (one
+//! sub-chunk) of one channel and walks them in registers.
+
+use cubecl::prelude::*;
+
+use super::{StageSpec, cube_task};
+use crate::SUB;
+use crate::components::{
+    Role, chunk_rows, contract, decay_between, decay_or_one, load_pairs, read_or_zero, row_of,
+    row_offset, zero_rows,
+};
+
+/// * `q`: `[rows, H, K]`, `k`: `[rows, Hk, K]`
+/// * `da`: `[rows, H, chunk]`
+/// * `dx`: in and out, `[rows, H, K]` f32: the share through the state, then all of it
+/// * `dg`: in and out, `[rows, H, K]` f32, with a gate
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
+    q: &[E],
+    k: &[E],
+    gate: &[G],
+    da: &[f32],
+    dx: &mut [f32],
+    dg: &mut [f32],
+    table: &[u32],
+    num_sequences: usize,
+    tasks: usize,
+    #[comptime] spec: StageSpec,
+    #[define(E, G)] _dtypes: [ElemType; 2],
+) {
+    let dims = comptime!(spec.dims);
+    let blueprint = comptime!(spec.blueprint);
+    let key_dim = comptime!(dims.key_dim);
+    let chunk_len = comptime!(blueprint.chunk);
+    let blocks = comptime!(blueprint.blocks());
+    let cols = comptime!(blueprint.cols);
+    let units = comptime!(blueprint.units());
+    let is_key = comptime!(spec.role == Role::Key);
+    let gated = comptime!(dims.gate.is_some());
+    let tiles_k = comptime!(key_dim.div_ceil(cols));
+
+    let task = cube_task();
+    if task >= tasks {
+        terminate!();
+    }
+    let tile_k = task % tiles_k;
+    let head = (task / tiles_k) % dims.heads;
+    let chunk = task / comptime!(tiles_k * dims.heads);
+    let rows = chunk_rows(table, num_sequences, chunk);
+
+    let unit = UNIT_POS as usize;
+    let col = unit % cols;
+    let block = unit / cols;
+    let i = tile_k * cols + col;
+    let row0 = rows.start + block * SUB;
+
+    // partner[row, col]: the other end of the pairs, scaled to the edge of its sub-chunk
+    let mut partner = Shared::<[f32]>::new_slice(comptime!(chunk_len * cols));
+    let mut pairs = Shared::<[f32]>::new_slice(comptime!(SUB * chunk_len));
+    let mut totals = Shared::<[f32]>::new_slice(comptime!(blocks * cols));
+    let mut sums = Shared::<[f32]>::new_slice(comptime!(blocks * cols));
+    let mut cuts = Shared::<[f32]>::new_slice(comptime!(blocks * blocks * cols));
+
+    // own rows of q, k and decay; out of bounds they are 0, 0 and 1
+    let mut qr = Array::<f32>::new(SUB);
+    let mut kr = Array::<f32>::new(SUB);
+    let mut wr = Array::<f32>::new(SUB);
+    #[unroll]
+    for r in 0..SUB {
+        let valid = block * SUB + r < rows.len && i < key_dim;
+        let q_at = row_offset(row0 + r, head, dims, dims.heads, key_dim) + i;
+        let k_at = row_offset(row0 + r, head, dims, dims.kv_heads, key_dim) + i;
+        qr[r] = read_or_zero::<E>(q, q_at, valid);
+        kr[r] = read_or_zero::<E>(k, k_at, valid);
+        wr[r] = f32::new(1.0);
+        if gated {
+            wr[r] = decay_or_one::<G>(gate, row0 + r, head, i, valid, dims);
+        }
+    }
+
+    // own[r]: decay between row r and the facing edge of its sub-chunk
+    let mut own = Array::<f32>::new(SUB);
+    let mut w = f32::new(1.0);
+    #[unroll]
+    for r in 0..SUB {
+        w *= wr[r];
+        if is_key {
+            partner[(block * SUB + r) * cols + col] = qr[r] * w;
+        } else {
+            own[r] = w;
+        }
+    }
+    totals[block * cols + col] = w;
+    w = f32::new(1.0);
+    #[unroll]
+    for walk in 0..SUB {
+        let r = SUB - 1 - walk;
+        if is_key {
+            own[r] = w;
+        } else {
+            partner[(block * SUB + r) * cols + col] = kr[r] * w;
+        }
+        w *= wr[r];
+    }
+    sync_cube();
+
+    // pairs between sub-chunks, nearest last: decay every step towards the own sub-chunk;
+    // pairs inside the own sub-chunk when its turn comes
+    let mut acc = zero_rows();
+    let mut near = zero_rows();
+    let mut straddle = zero_rows();
+    for step in 0..blocks {
+        let mut other = step;
+        if is_key {
+            other = blocks - 1 - step;
+        }
+        load_pairs(da, &mut pairs, &rows, head, other, is_key, chunk_len, dims.heads, units);
+        sync_cube();
+        let own_pairs = block * comptime!(SUB * SUB);
+        let mut reaches = other < block;
+        if is_key {
+            reaches = other > block;
+        }
+        if reaches {
+            if gated {
+                if !is_key {
+                    // all pairs from the own sub-chunk back across the start of `other`
+                    let mut cut = f32::new(0.0);
+                    #[unroll]
+                    for r in 0..SUB {
+                        cut += qr[r] * own[r] * acc[r];
+                    }
+                    cut *= decay_between(&totals, other, block, col, cols);
+                    cuts[(block * blocks + other) * cols + col] = cut;
+                }
+                let total = totals[other * cols + col];
+                #[unroll]
+                for r in 0..SUB {
+                    acc[r] *= total;
+                }
+            }
+            contract(
+                &mut acc,
+                &pairs,
+                own_pairs,
+                &partner,
+                other * comptime!(SUB * cols) + col,
+                cols,
+                SUB,
+                blueprint.instruction,
+            );
+        }
+        if other == block {
+            if is_key {
+                pairs_of_keys(&pairs, own_pairs, &qr, &wr, &mut near);
+            } else {
+                pairs_of_queries(&pairs, own_pairs, &qr, &kr, &wr, &mut near, &mut straddle);
+            }
+        }
+        sync_cube();
+    }
+
+    // the unit's shares: through the state, from other sub-chunks, from its own
+    let mut state_sum = f32::new(0.0);
+    #[unroll]
+    for r in 0..SUB {
+        acc[r] *= own[r];
+        let valid = block * SUB + r < rows.len && i < key_dim;
+        let at = ((row0 + r) * dims.heads + head) * key_dim + i;
+        let mut from_state = f32::new(0.0);
+        if valid {
+            from_state = dx[at];
+            dx[at] = from_state + acc[r] + near[r];
+        }
+        // from here on own[r] is what row r adds to dg of the rows on its far side
+        let mut end = qr[r];
+        if is_key {
+            end = kr[r];
+        }
+        own[r] = end * (from_state + acc[r]);
+        state_sum += end * from_state;
+    }
+
+    if gated {
+        sums[block * cols + col] = state_sum;
+        sync_cube();
+        let mut running = f32::new(0.0);
+        if is_key {
+            for earlier in 0..block {
+                running += sums[earlier * cols + col];
+            }
+        } else {
+            for later in block + 1..blocks {
+                running += sums[later * cols + col] + cuts[(later * blocks + block) * cols + col];
+            }
+        }
+        #[unroll]
+        for walk in 0..SUB {
+            let r = row_of(walk, comptime!(!is_key));
+            if !is_key {
+                running += own[r];
+            }
+            if block * SUB + r < rows.len && i < key_dim {
+                let at = ((row0 + r) * dims.heads + head) * key_dim + i;
+                dg[at] += running + straddle[r];
+            }
+            if is_key {
+                running += own[r];
+            }
+        }
+    }
+}
+
+/// `near[s] += sum_{t >= s} dA[t, s] q_t w[t, s]` inside one sub-chunk; `pairs[t * 16 + s]`.
+#[cube]
+fn pairs_of_keys(
+    pairs: &[f32],
+    at: usize,
+    q: &Array<f32>,
+    decays: &Array<f32>,
+    near: &mut Array<f32>,
+) {
+    #[unroll]
+    for s in 0..SUB {
+        let mut w = f32::new(1.0);
+        #[unroll]
+        for t in s..SUB {
+            if t > s {
+                w *= decays[t];
+            }
+            near[s] += pairs[at + t * SUB + s] * q[t] * w;
+        }
+    }
+}
+
+/// `near[t] += sum_{s <= t} dA[t, s] k_s w[t, s]` inside one sub-chunk, and the share of these pairs
+/// in the gate's gradient: `straddle[m] += sum_{s < m <= t} P[t, s]`; `pairs[s * 16 + t]`.
+#[cube]
+fn pairs_of_queries(
+    pairs: &[f32],
+    at: usize,
+    q: &Array<f32>,
+    k: &Array<f32>,
+    decays: &Array<f32>,
+    near: &mut Array<f32>,
+    straddle: &mut Array<f32>,
+) {
+    #[unroll]
+    for t in 0..SUB {
+        let mut w = f32::new(1.0);
+        let mut terms = zero_rows();
+        #[unroll]
+        for walk in 0..t + 1 {
+            let s = t - walk;
+            let term = pairs[at + s * SUB + t] * k[s] * w;
+            near[t] += term;
+            terms[s] = term * q[t];
+            w *= decays[s];
+        }
+        let mut before = f32::new(0.0);
+        #[unroll]
+        for s in 0..t {
+            before += terms[s];
+            straddle[s + 1] += before;
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Stage `output`: rows from the state and from the chunk itself.
+//!
+//! `Role::Query`: `o_t = scale * (q_t exp(g to t))^T S + sum_{s <= t} A[t, s] v_s`.
+//! `Role::Key`: `dv_s = (k_s exp(g after s))^T D + sum_{t >= s} A[t, s] do_t`.
+//!
+//! A cube owns all rows of one chunk and `cols` value columns of one head; a unit owns 16 rows of
+//! one column. No atomics: each output element has one owner.
+
+use cubecl::prelude::*;
+
+use super::{StageSpec, cube_task};
+use crate::SUB;
+use crate::components::{
+    Role, Source, chunk_rows, contract, decay_between, load_chunk, load_chunk_decays, load_pairs,
+    load_rows, read_or_zero, scale_to_edge, zero_rows,
+};
+
+/// * `x`: `q [rows, H, K]` (Query) or `k [rows, Hk, K]` (Key)
+/// * `y`: `v [rows, Hk, V]` (Query) or `do [rows, H, V]` (Key)
+/// * `states`: `[chunks, H, K, V]`, `a`: `[rows, H, chunk]`
+/// * `out`: `[rows, H, V]`
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
+    x: &[E],
+    y: &[E],
+    gate: &[G],
+    states: &[f32],
+    a: &[f32],
+    out: &mut [O],
+    table: &[u32],
+    num_sequences: usize,
+    tasks: usize,
+    scale: f32,
+    #[comptime] spec: StageSpec,
+    #[define(E, G, O)] _dtypes: [ElemType; 3],
+) {
+    let dims = comptime!(spec.dims);
+    let blueprint = comptime!(spec.blueprint);
+    let key_dim = comptime!(dims.key_dim);
+    let value_dim = comptime!(dims.value_dim);
+    let chunk_len = comptime!(blueprint.chunk);
+    let blocks = comptime!(blueprint.blocks());
+    let cols = comptime!(blueprint.cols);
+    let units = comptime!(blueprint.units());
+    let is_key = comptime!(spec.role == Role::Key);
+    let gated = comptime!(dims.gate.is_some());
+    let x_heads = comptime!(if is_key { dims.kv_heads } else { dims.heads });
+    let y_heads = comptime!(if is_key { dims.heads } else { dims.kv_heads });
+    let from_x = comptime!(Source { dims, own_heads: x_heads, width: key_dim, units });
+    let from_y = comptime!(Source { dims, own_heads: y_heads, width: value_dim, units });
+    let tiles_v = comptime!(value_dim.div_ceil(cols));
+
+    let task = cube_task();
+    if task >= tasks {
+        terminate!();
+    }
+    let tile_v = task % tiles_v;
+    let head = (task / tiles_v) % dims.heads;
+    let chunk = task / comptime!(tiles_v * dims.heads);
+    let rows = chunk_rows(table, num_sequences, chunk);
+
+    let unit = UNIT_POS as usize;
+    let col = unit % cols;
+    let block = unit / cols;
+    let j = tile_v * cols + col;
+
+    let mut xs = Shared::<[f32]>::new_slice(comptime!(SUB * chunk_len));
+    let mut decays = Shared::<[f32]>::new_slice(comptime!(SUB * chunk_len));
+    let mut ys = Shared::<[f32]>::new_slice(comptime!(SUB * cols));
+    let mut totals = Shared::<[f32]>::new_slice(comptime!(SUB * blocks));
+
+    let mut acc = zero_rows();
+    let state_at = (chunk * dims.heads + head) * comptime!(key_dim * value_dim);
+    for step in 0..comptime!(key_dim.div_ceil(SUB)) {
+        let i0 = step * SUB;
+        load_chunk::<E>(x, &mut xs, &rows, head, i0, chunk_len, from_x);
+        if gated {
+            load_chunk_decays::<G>(gate, &mut decays, &rows, head, i0, chunk_len, from_x);
+        }
+        for at in range_stepped(unit, comptime!(SUB * cols), units) {
+            let (i, c) = (i0 + at / cols, tile_v * cols + at % cols);
+            let valid = i < key_dim && c < value_dim;
+            ys[at] = read_or_zero::<f32>(states, state_at + i * value_dim + c, valid);
+        }
+        sync_cube();
+        if gated {
+            scale_to_edge(&mut xs, &decays, &mut totals, is_key, comptime!(SUB * blocks), units);
+            sync_cube();
+            // from the edge of the sub-chunk on to the edge of the chunk
+            for column in range_stepped(unit, comptime!(SUB * blocks), units) {
+                let (b, c) = (column / SUB, column % SUB);
+                let mut w = decay_between(&totals, 0, b, c, SUB);
+                if is_key {
+                    w = decay_between(&totals, b + 1, blocks, c, SUB);
+                }
+                for r in 0..SUB {
+                    xs[column * SUB + r] = xs[column * SUB + r] * w;
+                }
+            }
+            sync_cube();
+        }
+        contract(
+            &mut acc,
+            &xs,
+            block * comptime!(SUB * SUB),
+            &ys,
+            col,
+            cols,
+            SUB,
+            blueprint.instruction,
+        );
+        sync_cube();
+    }
+    if !is_key {
+        #[unroll]
+        for r in 0..SUB {
+            acc[r] *= scale;
+        }
+    }
+
+    for other in 0..blocks {
+        load_pairs(a, &mut xs, &rows, head, other, is_key, chunk_len, dims.heads, units);
+        let row0 = rows.start + other * SUB;
+        let mut len = usize::new(0);
+        if other * SUB < rows.len {
+            len = rows.len - other * SUB;
+        }
+        load_rows::<E>(y, &mut ys, row0, len, head, tile_v * cols, cols, from_y);
+        sync_cube();
+        let mut reaches = other <= block;
+        if is_key {
+            reaches = other >= block;
+        }
+        if reaches {
+            contract(
+                &mut acc,
+                &xs,
+                block * comptime!(SUB * SUB),
+                &ys,
+                col,
+                cols,
+                SUB,
+                blueprint.instruction,
+            );
+        }
+        sync_cube();
+    }
+
+    #[unroll]
+    for r in 0..SUB {
+        let row = block * SUB + r;
+        if row < rows.len && j < value_dim {
+            let at = ((rows.start + row) * dims.heads + head) * value_dim + j;
+            out[at] = O::cast_from(acc[r]);
+        }
+    }
+}

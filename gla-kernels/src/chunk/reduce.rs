@@ -1,0 +1,67 @@
+//! Stage `reduce`: sums and casts of gradients.
+//!
+//! The stages before it work per query head and key channel in f32. Here the heads of a group are
+//! added up, the channels too if the gate is a scalar, and the sum takes the type of the input.
+
+use cubecl::prelude::*;
+
+use super::cube_task;
+
+/// `out[row, hk, i] = sum over the group's heads (and over `inner` channels)` of
+/// `x [rows, heads, width * inner]`; `out`: `[rows, heads / group, width]`. One unit an element.
+#[cube(launch_unchecked)]
+pub(crate) fn gla_reduce_heads_kernel<O: Float>(
+    x: &[f32],
+    out: &mut [O],
+    elements: usize,
+    #[comptime] group: usize,
+    #[comptime] width: usize,
+    #[comptime] inner: usize,
+    #[define(O)] _dtype: ElemType,
+) {
+    let at = cube_task() * CUBE_DIM as usize + UNIT_POS as usize;
+    if at >= elements {
+        terminate!();
+    }
+    let (heads, c) = (at / width, at % width);
+    let mut sum = f32::new(0.0);
+    for member in 0..group {
+        let from = ((heads * group + member) * width + c) * inner;
+        for i in 0..inner {
+            sum += x[from + i];
+        }
+    }
+    out[at] = O::cast_from(sum);
+}
+
+/// `out[h] = sum over rows and channels of x [rows, heads, width]`. One cube a head.
+#[cube(launch_unchecked)]
+pub(crate) fn gla_reduce_rows_kernel<O: Float>(
+    x: &[f32],
+    out: &mut [O],
+    rows: usize,
+    #[comptime] heads: usize,
+    #[comptime] width: usize,
+    #[comptime] units: usize,
+    #[define(O)] _dtype: ElemType,
+) {
+    let head = cube_task();
+    if head >= heads {
+        terminate!();
+    }
+    let unit = UNIT_POS as usize;
+    let mut partial = Shared::<[f32]>::new_slice(units);
+    let mut sum = f32::new(0.0);
+    for at in range_stepped(unit, rows * width, units) {
+        sum += x[((at / width) * heads + head) * width + at % width];
+    }
+    partial[unit] = sum;
+    sync_cube();
+    if unit == 0 {
+        let mut total = f32::new(0.0);
+        for u in 0..units {
+            total += partial[u];
+        }
+        out[head] = O::cast_from(total);
+    }
+}

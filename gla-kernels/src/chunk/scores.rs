@@ -1,0 +1,113 @@
+//! Stage `scores`: the intra-chunk matrix.
+//!
+//! `A[t, s] = scale * sum_i q_t[i] k_s[i] exp(g_{s+1}[i] + .. + g_t[i])` for `s <= t` in one chunk,
+//! zero above the diagonal. Without a gate and with `q = do`, `k = v` it is the gradient `dA`.
+//!
+//! A cube owns one chunk of one head; a unit owns 16 rows of one column. On the diagonal the decay
+//! is a running product down the column; between sub-chunks it is factored into the query's decay
+//! from its sub-chunk's start, the key's to its sub-chunk's end, and the totals between.
+
+use cubecl::prelude::*;
+
+use super::{StageSpec, cube_task};
+use crate::SUB;
+use crate::components::{
+    Source, chunk_rows, decay_between, load_chunk, load_chunk_decays,
+    scale_to_edge, zero_rows,
+};
+
+/// * `q`: `[rows, H, width]`, `k`: `[rows, Hk, width]`
+/// * `a`: out, `[rows, H, chunk]`
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn gla_scores_kernel<E: Float, G: Float>(
+    q: &[E],
+    k: &[E],
+    gate: &[G],
+    a: &mut [f32],
+    table: &[u32],
+    num_sequences: usize,
+    tasks: usize,
+    scale: f32,
+    #[comptime] spec: StageSpec,
+    #[comptime] width: usize,
+    #[comptime] gated: bool,
+    #[define(E, G)] _dtypes: [ElemType; 2],
+) {
+    let dims = comptime!(spec.dims);
+    let chunk_len = comptime!(spec.blueprint.chunk);
+    let blocks = comptime!(spec.blueprint.blocks());
+    let units = comptime!(blocks * chunk_len);
+    let from_q = comptime!(Source { dims, own_heads: dims.heads, width, units });
+    let from_k = comptime!(Source { dims, own_heads: dims.kv_heads, width, units });
+
+    let task = cube_task();
+    if task >= tasks {
+        terminate!();
+    }
+    let head = task % dims.heads;
+    let rows = chunk_rows(table, num_sequences, task / dims.heads);
+
+    let unit = UNIT_POS as usize;
+    let s = unit % chunk_len;
+    let block_s = s / SUB;
+    let block_t = unit / chunk_len;
+
+    let mut qs = Shared::<[f32]>::new_slice(comptime!(SUB * chunk_len));
+    let mut ks = Shared::<[f32]>::new_slice(comptime!(SUB * chunk_len));
+    let mut decays = Shared::<[f32]>::new_slice(comptime!(SUB * chunk_len));
+    let mut totals = Shared::<[f32]>::new_slice(comptime!(SUB * blocks));
+
+    let mut acc = zero_rows();
+    for step in 0..comptime!(width.div_ceil(SUB)) {
+        load_chunk::<E>(q, &mut qs, &rows, head, step * SUB, chunk_len, from_q);
+        load_chunk::<E>(k, &mut ks, &rows, head, step * SUB, chunk_len, from_k);
+        if gated {
+            load_chunk_decays::<G>(gate, &mut decays, &rows, head, step * SUB, chunk_len, from_k);
+        }
+        sync_cube();
+
+        if gated {
+            if block_t == block_s {
+                for i in 0..SUB {
+                    let at = (block_t * SUB + i) * SUB;
+                    let key = ks[at + s % SUB];
+                    let mut w = f32::new(0.0);
+                    #[unroll]
+                    for r in 0..SUB {
+                        w = select(s % SUB == r, key, w * decays[at + r]);
+                        acc[r] += qs[at + r] * w;
+                    }
+                }
+            }
+            sync_cube();
+            scale_to_edge(&mut qs, &decays, &mut totals, false, comptime!(SUB * blocks), units);
+            scale_to_edge(&mut ks, &decays, &mut totals, true, comptime!(SUB * blocks), units);
+            sync_cube();
+        }
+
+        if block_s < block_t || (!gated && block_s == block_t) {
+            for i in 0..SUB {
+                let mut key = ks[(block_s * SUB + i) * SUB + s % SUB];
+                if gated {
+                    key *= decay_between(&totals, block_s + 1, block_t, i, SUB);
+                }
+                let at = (block_t * SUB + i) * SUB;
+                #[unroll]
+                for r in 0..SUB {
+                    acc[r] += qs[at + r] * key;
+                }
+            }
+        }
+        sync_cube();
+    }
+
+    #[unroll]
+    for r in 0..SUB {
+        let t = block_t * SUB + r;
+        if t < rows.len {
+            let value = select(s <= t, acc[r] * scale, f32::new(0.0));
+            a[((rows.start + t) * dims.heads + head) * chunk_len + s] = value;
+        }
+    }
+}

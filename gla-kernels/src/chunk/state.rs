@@ -1,0 +1,175 @@
+//! Stage `state`: the states between chunks.
+//!
+//! `Role::Key` walks the chunks forward from the initial state,
+//! `S <- diag(exp g) S + k v^T`, and stores the state at the START of each chunk.
+//! `Role::Query` walks them backward from the gradient of the final state,
+//! `D <- diag(exp g) D + scale q do^T`, and stores the gradient at the END of each chunk.
+//!
+//! A cube owns a tile `[chunk channels, cols]` of one head's state for a whole sequence and keeps
+//! it in registers; a unit owns 16 channels of one column. It steps by sub-chunks of 16 rows.
+
+use cubecl::prelude::*;
+
+use super::{StageSpec, cube_task};
+use crate::SUB;
+use crate::components::{
+    Role, Source, chunk_rows, contract, decay_or_one, load_rows, read_or_zero, row_offset, zero_rows,
+};
+
+/// * `x`: `k [rows, Hk, K]` (Key) or `q [rows, H, K]` (Query)
+/// * `y`: `v [rows, Hk, V]` (Key) or `do [rows, H, V]` (Query)
+/// * `start`: `[N, H, K, V]`, read if `has_start`
+/// * `states`: out, `[chunks, H, K, V]`
+/// * `end`: out, `[N, H, K, V]`
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn gla_state_kernel<E: Float, G: Float>(
+    x: &[E],
+    y: &[E],
+    gate: &[G],
+    start: &[f32],
+    states: &mut [f32],
+    end: &mut [f32],
+    table: &[u32],
+    num_sequences: usize,
+    tasks: usize,
+    scale: f32,
+    #[comptime] spec: StageSpec,
+    #[comptime] has_start: bool,
+    #[define(E, G)] _dtypes: [ElemType; 2],
+) {
+    let dims = comptime!(spec.dims);
+    let blueprint = comptime!(spec.blueprint);
+    let key_dim = comptime!(dims.key_dim);
+    let value_dim = comptime!(dims.value_dim);
+    let channels = comptime!(blueprint.chunk);
+    let cols = comptime!(blueprint.cols);
+    let units = comptime!(blueprint.units());
+    let is_key = comptime!(spec.role == Role::Key);
+    let gated = comptime!(dims.gate.is_some());
+    let own_heads = comptime!(if is_key { dims.kv_heads } else { dims.heads });
+    let from_y = comptime!(Source { dims, own_heads, width: value_dim, units });
+    let tiles_v = comptime!(value_dim.div_ceil(cols));
+    let tiles_k = comptime!(key_dim.div_ceil(channels));
+
+    let task = cube_task();
+    if task >= tasks {
+        terminate!();
+    }
+    let tile_v = task % tiles_v;
+    let tile_k = (task / tiles_v) % tiles_k;
+    let head = (task / comptime!(tiles_v * tiles_k)) % dims.heads;
+    let sequence = task / comptime!(tiles_v * tiles_k * dims.heads);
+
+    let unit = UNIT_POS as usize;
+    let col = unit % cols;
+    let block = unit / cols;
+    let channel0 = tile_k * channels;
+    let i0 = channel0 + block * SUB;
+    let j = tile_v * cols + col;
+
+    let mut xs = Shared::<[f32]>::new_slice(comptime!(SUB * channels));
+    let mut decays = Shared::<[f32]>::new_slice(comptime!(SUB * channels));
+    let mut ys = Shared::<[f32]>::new_slice(comptime!(SUB * cols));
+    let mut totals = Shared::<[f32]>::new_slice(channels);
+
+    let mut acc = zero_rows();
+    let state_at = ((sequence * dims.heads + head) * key_dim + i0) * value_dim + j;
+    if has_start {
+        #[unroll]
+        for r in 0..SUB {
+            let valid = i0 + r < key_dim && j < value_dim;
+            acc[r] = read_or_zero::<f32>(start, state_at + r * value_dim, valid);
+        }
+    }
+
+    let first_chunk = table[2 * sequence] as usize;
+    let num_chunks = table[2 * sequence + 1] as usize;
+    for step in 0..num_chunks {
+        let mut chunk = first_chunk + step;
+        if !is_key {
+            chunk = first_chunk + num_chunks - 1 - step;
+        }
+        let rows = chunk_rows(table, num_sequences, chunk);
+        let out_at = ((chunk * dims.heads + head) * key_dim + i0) * value_dim + j;
+        #[unroll]
+        for r in 0..SUB {
+            if i0 + r < key_dim && j < value_dim {
+                states[out_at + r * value_dim] = acc[r];
+            }
+        }
+
+        let subs = rows.len.div_ceil(SUB);
+        for sub_step in 0..subs {
+            let mut sub = sub_step;
+            if !is_key {
+                sub = subs - 1 - sub_step;
+            }
+            let row0 = rows.start + sub * SUB;
+            let len = rows.len - sub * SUB;
+
+            // the left operand is x^T: 16 channels contiguous, rows as depth
+            for at in range_stepped(unit, comptime!(SUB * channels), units) {
+                let (row, c) = (at / channels, at % channels);
+                let i = channel0 + c;
+                let valid = row < len && i < key_dim;
+                let to = ((c / SUB) * SUB + row) * SUB + c % SUB;
+                let offset = row_offset(row0 + row, head, dims, own_heads, key_dim);
+                xs[to] = read_or_zero::<E>(x, offset + i, valid);
+                if gated {
+                    decays[to] = decay_or_one::<G>(gate, row0 + row, head, i, valid, dims);
+                }
+            }
+            load_rows::<E>(y, &mut ys, row0, len, head, tile_v * cols, cols, from_y);
+            sync_cube();
+
+            if gated {
+                for c in range_stepped(unit, channels, units) {
+                    let at = (c / SUB) * comptime!(SUB * SUB) + c % SUB;
+                    let mut w = f32::new(1.0);
+                    for walk in 0..SUB {
+                        if is_key {
+                            let to = at + (SUB - 1 - walk) * SUB;
+                            xs[to] = xs[to] * w;
+                            w *= decays[to];
+                        } else {
+                            let to = at + walk * SUB;
+                            w *= decays[to];
+                            xs[to] = xs[to] * w;
+                        }
+                    }
+                    totals[c] = w;
+                }
+                sync_cube();
+                #[unroll]
+                for r in 0..SUB {
+                    acc[r] *= totals[block * SUB + r];
+                }
+            }
+            if !is_key {
+                for at in range_stepped(unit, comptime!(SUB * cols), units) {
+                    ys[at] = ys[at] * scale;
+                }
+                sync_cube();
+            }
+            contract(
+                &mut acc,
+                &xs,
+                block * comptime!(SUB * SUB),
+                &ys,
+                col,
+                cols,
+                SUB,
+                blueprint.instruction,
+            );
+            sync_cube();
+        }
+    }
+
+    #[unroll]
+    for r in 0..SUB {
+        if i0 + r < key_dim && j < value_dim {
+            end[state_at + r * value_dim] = acc[r];
+        }
+    }
+}

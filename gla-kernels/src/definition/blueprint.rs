@@ -1,0 +1,125 @@
+//! The compile-time choices of the kernels, and what they need from a device.
+
+use cubecl::client::Client;
+
+use crate::GlaError;
+
+/// Rows of a sub-chunk: the unit of secondary chunking. Decay is factored between sub-chunks and
+/// walked step by step inside one, so 16 bounds every product of decays that is formed.
+pub const SUB: usize = 16;
+
+/// Chunk lengths that exist.
+pub const CHUNKS: &[usize] = &[16, 32, 64];
+
+/// Storage buffers that the largest kernel binds, its metadata included: WebGPU's guaranteed 8.
+pub const MAX_BINDINGS: usize = 8;
+
+/// How a tile contraction is carried out. One algorithm, several instructions: a further one is
+/// another arm of `contract`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Instruction {
+    /// f32 multiply-adds, 16 accumulators in the registers of each unit. Runs everywhere.
+    Registers,
+}
+
+/// Tile sizes and instruction that the chunked kernels are compiled with.
+///
+/// Every kernel runs `chunk / 16 * cols` units a cube (`scores`: `chunk / 16 * chunk`): a unit owns
+/// one column of a 16-row tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Blueprint {
+    /// Rows of a chunk, one of [`CHUNKS`]. Also the key channels of a state tile.
+    pub chunk: usize,
+    /// Columns of an output tile.
+    pub cols: usize,
+    /// The tile instruction.
+    pub instruction: Instruction,
+}
+
+/// The limits of a device that decide what fits.
+#[derive(Clone, Debug)]
+pub struct DeviceLimits {
+    /// Bytes of shared memory a cube may use.
+    pub shared_memory: usize,
+    /// Units a cube may have.
+    pub units: usize,
+    /// Storage buffers a kernel may bind.
+    pub bindings: usize,
+    /// Cubes along the first two axes of a launch.
+    pub cubes: (u32, u32),
+}
+
+impl DeviceLimits {
+    /// Reads them off a device.
+    pub fn of(client: &Client) -> Self {
+        let hardware = &client.properties().hardware;
+        DeviceLimits {
+            shared_memory: hardware.max_shared_memory_size,
+            units: hardware.max_units_per_cube as usize,
+            bindings: hardware.max_bindings as usize,
+            cubes: (hardware.max_cube_count.0, hardware.max_cube_count.1),
+        }
+    }
+}
+
+/// Who chooses the blueprint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Strategy {
+    /// From the problem and the device.
+    #[default]
+    Inferred,
+    /// As inferred, with this chunk length.
+    Chunk(usize),
+    /// The caller.
+    Forced(Blueprint),
+}
+
+impl Blueprint {
+    /// Sub-chunks of a chunk.
+    pub const fn blocks(&self) -> usize {
+        self.chunk / SUB
+    }
+
+    /// Units of a cube, all kernels but `scores`.
+    pub const fn units(&self) -> usize {
+        self.blocks() * self.cols
+    }
+
+    /// Shared memory of each kernel in bytes.
+    pub const fn shared_memory(&self) -> [(&'static str, usize); 5] {
+        let (chunk, cols, blocks) = (self.chunk, self.cols, self.blocks());
+        [
+            ("state", 4 * (2 * SUB * chunk + SUB * cols + chunk)),
+            ("scores", 4 * (3 * SUB * chunk + SUB * blocks)),
+            ("output", 4 * (2 * SUB * chunk + SUB * cols + SUB * blocks)),
+            ("project", 4 * (SUB * chunk + SUB * cols + blocks * cols + cols)),
+            ("intra_grad", 4 * (chunk * cols + SUB * chunk + (2 + blocks) * blocks * cols)),
+        ]
+    }
+
+    /// Checks the blueprint against a device.
+    pub fn validate(&self, limits: &DeviceLimits) -> Result<(), GlaError> {
+        if !CHUNKS.contains(&self.chunk) {
+            return Err(GlaError::Chunk { allowed: CHUNKS, got: self.chunk });
+        }
+        for (kernel, requested) in self.shared_memory() {
+            if requested > limits.shared_memory {
+                let available = limits.shared_memory;
+                return Err(GlaError::SharedMemory { kernel, requested, available });
+            }
+        }
+        for (kernel, requested) in [("scores", self.blocks() * self.chunk), ("state", self.units())]
+        {
+            if requested > limits.units {
+                return Err(GlaError::Units { kernel, requested, available: limits.units });
+            }
+        }
+        if limits.bindings < MAX_BINDINGS {
+            return Err(GlaError::Bindings {
+                requested: MAX_BINDINGS,
+                available: limits.bindings,
+            });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,71 @@
+//! Devices to test on, and how a case of the catalogue runs on one.
+#![allow(dead_code)]
+
+mod run;
+
+pub use run::*;
+
+use cubecl::client::Client;
+#[cfg(any(feature = "wgpu", feature = "vulkan"))]
+use cubecl_runtime::runtime::Runtime;
+
+/// A device with the name it is required and reported by.
+pub struct TestDevice {
+    pub name: &'static str,
+    pub client: Client,
+}
+
+/// Every device compiled in and present. One that is compiled in but absent is reported, and is a
+/// failure if `GLA_REQUIRE` (comma-separated names) lists it.
+pub fn devices() -> Vec<TestDevice> {
+    let required = std::env::var("GLA_REQUIRE").unwrap_or_default();
+    let wanted = std::env::var("GLA_DEVICES").ok();
+    let mut found = Vec::new();
+    for (name, open) in candidates() {
+        if wanted.as_ref().is_some_and(|list| !list.split(',').any(|n| n == name)) {
+            continue;
+        }
+        match open() {
+            Ok(client) => found.push(TestDevice { name, client }),
+            Err(why) if required.split(',').any(|n| n == name) => {
+                panic!("GLA_REQUIRE lists {name}, but: {why}")
+            }
+            Err(why) => println!("SKIPPED {name}: {why}"),
+        }
+    }
+    for name in required.split(',').filter(|n| ["vulkan", "wgsl", "cuda"].contains(n)) {
+        let compiled = candidates().iter().any(|(n, _)| *n == name);
+        assert!(compiled, "GLA_REQUIRE lists {name}, which is not compiled in");
+    }
+    assert!(!found.is_empty(), "no device: build with the feature vulkan, wgpu or cuda");
+    found
+}
+
+type Open = fn() -> Result<Client, String>;
+
+fn candidates() -> Vec<(&'static str, Open)> {
+    let mut all: Vec<(&'static str, Open)> = Vec::new();
+    #[cfg(feature = "cuda")]
+    all.push(("cuda", || {
+        let device = cubecl::Device::cuda(0).map_err(|e| e.to_string())?;
+        Ok(device.client())
+    }));
+    #[cfg(feature = "vulkan")]
+    all.push(("vulkan", || {
+        use cubecl::wgpu::{AutoCompiler, WgpuRuntime};
+        wgpu_client::<WgpuRuntime<AutoCompiler>>()
+    }));
+    // the same adapter through WGSL, what the browser and DirectX get
+    #[cfg(any(feature = "wgpu", feature = "vulkan"))]
+    all.push(("wgsl", || {
+        use cubecl::wgpu::{WgpuRuntime, WgslCompiler};
+        wgpu_client::<WgpuRuntime<WgslCompiler>>()
+    }));
+    all
+}
+
+#[cfg(any(feature = "wgpu", feature = "vulkan"))]
+fn wgpu_client<R: Runtime<Device = cubecl::wgpu::WgpuDevice>>() -> Result<Client, String> {
+    let open = || R::client(&cubecl::wgpu::WgpuDevice::default());
+    std::panic::catch_unwind(open).map_err(|_| "no adapter".to_string())
+}

@@ -1,0 +1,234 @@
+//! A case of the catalogue on a device: upload, run, read back, compare.
+
+use cubecl::client::Client;
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+use gla_kernels::eval::{self, ABS_FLOOR, Case, CaseGate, RefDType, RefInputs};
+use gla_kernels::{
+    BackwardArgs, Dims, ForwardArgs, GateKind, Problem, RecurrentArgs, Sequences, Strategy,
+};
+use half::{bf16, f16};
+
+/// Element type on the device.
+pub fn elem_type(dtype: RefDType) -> ElemType {
+    match dtype {
+        RefDType::F32 => f32::elem_type_native(),
+        RefDType::F16 => f16::elem_type_native(),
+        RefDType::BF16 => bf16::elem_type_native(),
+    }
+}
+
+/// Allowed error ratios `(o and final state, gradients)`: fla's for half precision.
+pub fn tolerances(dtype: RefDType) -> (f64, f64) {
+    match dtype {
+        RefDType::F32 => (1e-4, 1e-4),
+        RefDType::F16 | RefDType::BF16 => (4e-3, 5e-3),
+    }
+}
+
+/// A case made ready for a device: inputs rounded to its type.
+pub struct Prepared {
+    pub case: Case,
+    pub dtype: RefDType,
+    pub inputs: RefInputs,
+    pub problem: Problem,
+    pub d_o: Vec<f64>,
+    pub d_final: Option<Vec<f64>>,
+}
+
+impl Prepared {
+    pub fn new(case: &Case, dtype: RefDType) -> Self {
+        let mut inputs = case.inputs();
+        inputs.round_to(dtype, false);
+        let (mut d_o, d_final) = case.grads_in();
+        dtype.round_all(&mut d_o);
+        let gate = match case.gate {
+            CaseGate::None => GateKind::None,
+            CaseGate::Fixed => GateKind::Fixed,
+            CaseGate::Scalar => GateKind::Scalar,
+            CaseGate::Vector => GateKind::Vector,
+        };
+        let sequences = match &case.cu_seqlens {
+            Some(cu) => Sequences::Packed { cu_seqlens: cu.clone(), time: case.time },
+            None => Sequences::Uniform { batch: case.batch, time: case.time },
+        };
+        let problem = Problem {
+            dims: Dims {
+                heads: case.heads,
+                kv_heads: case.kv_heads,
+                key_dim: case.key_dim,
+                value_dim: case.value_dim,
+                gate,
+            },
+            sequences,
+            scale: inputs.scale as f32,
+            dtype: elem_type(dtype),
+            gate_dtype: f32::elem_type_native(),
+        };
+        Prepared { case: case.clone(), dtype, inputs, problem, d_o, d_final }
+    }
+
+    fn o_len(&self) -> usize {
+        self.problem.rows() * self.case.heads * self.case.value_dim
+    }
+
+    fn gate(&self, client: &Client) -> Option<Handle> {
+        self.inputs.gate.values().map(|values| upload(client, values, RefDType::F32))
+    }
+
+    fn state(&self, client: &Client) -> Option<Handle> {
+        self.inputs.initial_state.as_ref().map(|values| upload(client, values, RefDType::F32))
+    }
+
+    fn qkv(&self, client: &Client) -> [Handle; 3] {
+        let inputs = &self.inputs;
+        [&inputs.q, &inputs.k, &inputs.v].map(|values| upload(client, values, self.dtype))
+    }
+
+    /// The chunked forward; outputs are poisoned with NaN before.
+    pub fn forward(&self, client: &Client, strategy: Strategy) -> Result<[Vec<f32>; 2], String> {
+        let [q, k, v] = self.qkv(client);
+        let o = poison(client, self.o_len(), self.dtype);
+        let final_state = poison(client, self.problem.state_len(), RefDType::F32);
+        let args = ForwardArgs {
+            q,
+            k,
+            v,
+            gate: self.gate(client),
+            initial_state: self.state(client),
+            o: o.clone(),
+            final_state: final_state.clone(),
+        };
+        gla_kernels::forward(client, &self.problem, strategy, args).map_err(|e| e.to_string())?;
+        Ok([download(client, o, self.dtype)?, download(client, final_state, RefDType::F32)?])
+    }
+
+    /// The recurrent form.
+    pub fn recurrent(&self, client: &Client) -> Result<[Vec<f32>; 2], String> {
+        let [q, k, v] = self.qkv(client);
+        let o = poison(client, self.o_len(), self.dtype);
+        let zeros = vec![0.0; self.problem.state_len()];
+        let state = self.state(client).unwrap_or_else(|| upload(client, &zeros, RefDType::F32));
+        let args =
+            RecurrentArgs { q, k, v, gate: self.gate(client), state: state.clone(), o: o.clone() };
+        gla_kernels::recurrent(client, &self.problem, args).map_err(|e| e.to_string())?;
+        Ok([download(client, o, self.dtype)?, download(client, state, RefDType::F32)?])
+    }
+
+    /// The chunked backward: dq, dk, dv, dh0, dgate.
+    pub fn backward(
+        &self,
+        client: &Client,
+        strategy: Strategy,
+    ) -> Result<(Vec<Vec<f32>>, Option<Vec<f32>>), String> {
+        let [q, k, v] = self.qkv(client);
+        let inputs = &self.inputs;
+        let [dq, dk, dv] = [&inputs.q, &inputs.k, &inputs.v]
+            .map(|like| poison(client, like.len(), self.dtype));
+        let dh0 = poison(client, self.problem.state_len(), RefDType::F32);
+        let dgate =
+            inputs.gate.values().map(|like| poison(client, like.len(), RefDType::F32));
+        let args = BackwardArgs {
+            q,
+            k,
+            v,
+            gate: self.gate(client),
+            initial_state: self.state(client),
+            d_o: upload(client, &self.d_o, self.dtype),
+            d_final: self.d_final.as_ref().map(|d| upload(client, d, RefDType::F32)),
+            dq: dq.clone(),
+            dk: dk.clone(),
+            dv: dv.clone(),
+            dgate: dgate.clone(),
+            dh0: dh0.clone(),
+        };
+        gla_kernels::backward(client, &self.problem, strategy, args).map_err(|e| e.to_string())?;
+        let grads = vec![
+            download(client, dq, self.dtype)?,
+            download(client, dk, self.dtype)?,
+            download(client, dv, self.dtype)?,
+            download(client, dh0, RefDType::F32)?,
+        ];
+        let dgate = dgate.map(|d| download(client, d, RefDType::F32)).transpose()?;
+        Ok((grads, dgate))
+    }
+
+    /// Forward in both forms and backward against the reference; the errors, if any.
+    pub fn check_all(&self, client: &Client, strategy: Strategy) -> Vec<String> {
+        let (tol_o, tol_grad) = tolerances(self.dtype);
+        let reference = eval::forward(&self.inputs);
+        let expected = [("o", &reference.o), ("final_state", &reference.final_state)];
+        let mut errors = Vec::new();
+        let forms = [
+            ("chunk", self.forward(client, strategy)),
+            ("recurrent", self.recurrent(client)),
+        ];
+        for (form, outputs) in forms {
+            match outputs {
+                Ok(outputs) => {
+                    for ((name, expected), got) in expected.iter().zip(&outputs) {
+                        let name = format!("{form} {name}");
+                        errors.extend(eval::check(&name, expected, got, tol_o, ABS_FLOOR).err());
+                    }
+                }
+                Err(error) => errors.push(format!("{form}: {error}")),
+            }
+        }
+        match self.backward(client, strategy) {
+            Ok((grads, dgate)) => {
+                let reference =
+                    eval::backward(&self.inputs, &self.d_o, self.d_final.as_deref());
+                let names = ["dq", "dk", "dv", "dh0"];
+                let expected = [&reference.dq, &reference.dk, &reference.dv, &reference.dh0];
+                for ((name, expected), got) in names.iter().zip(expected).zip(&grads) {
+                    errors.extend(eval::check(name, expected, got, tol_grad, ABS_FLOOR).err());
+                }
+                match (reference.dgate, dgate) {
+                    (Some(expected), Some(got)) => {
+                        errors.extend(
+                            eval::check("dgate", &expected, &got, tol_grad, ABS_FLOOR).err(),
+                        );
+                    }
+                    (None, None) => {}
+                    _ => errors.push("dgate: present on one side only".into()),
+                }
+            }
+            Err(error) => errors.push(format!("backward: {error}")),
+        }
+        errors.into_iter().map(|e| format!("{} {:?}: {e}", self.case.id, self.dtype)).collect()
+    }
+}
+
+/// Uploads values in a type.
+pub fn upload(client: &Client, values: &[f64], dtype: RefDType) -> Handle {
+    match dtype {
+        RefDType::F32 => {
+            let x: Vec<f32> = values.iter().map(|&x| x as f32).collect();
+            client.create_from_slice(f32::as_bytes(&x))
+        }
+        RefDType::F16 => {
+            let x: Vec<f16> = values.iter().map(|&x| f16::from_f64(x)).collect();
+            client.create_from_slice(f16::as_bytes(&x))
+        }
+        RefDType::BF16 => {
+            let x: Vec<bf16> = values.iter().map(|&x| bf16::from_f64(x)).collect();
+            client.create_from_slice(bf16::as_bytes(&x))
+        }
+    }
+}
+
+/// A buffer full of NaN: what a kernel leaves unwritten shows.
+pub fn poison(client: &Client, len: usize, dtype: RefDType) -> Handle {
+    upload(client, &vec![f64::NAN; len], dtype)
+}
+
+/// Reads a buffer back in f32. A launch that failed is reported here.
+pub fn download(client: &Client, handle: Handle, dtype: RefDType) -> Result<Vec<f32>, String> {
+    let bytes = client.read_one(handle).map_err(|e| format!("launch failed: {e:?}"))?;
+    Ok(match dtype {
+        RefDType::F32 => f32::from_bytes(&bytes).to_vec(),
+        RefDType::F16 => f16::from_bytes(&bytes).iter().map(|x| x.to_f32()).collect(),
+        RefDType::BF16 => bf16::from_bytes(&bytes).iter().map(|x| x.to_f32()).collect(),
+    })
+}
