@@ -1,7 +1,7 @@
 //! Errors, all raised before a kernel is launched.
 
 /// What can be wrong with a call. Every message names the argument and both numbers.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GlaError {
     /// A dimension other than time or batch is 0.
@@ -101,6 +101,12 @@ pub enum GlaError {
         allowed: &'static [usize],
         /// The length asked for.
         got: usize,
+    },
+    /// A gate makes the state grow.
+    #[error("gate: must be at most 0, the largest is {largest}")]
+    PositiveGate {
+        /// The largest value of the gate.
+        largest: f64,
     },
     /// More elements than a 32-bit index reaches.
     #[error("{what}: {elements} elements, 32-bit addresses reach {limit}")]

@@ -1,1 +1,222 @@
-//! Placeholder.
+//! Devices to test on, and cases of the catalogue as Burn tensors.
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use gla_burn::{Gate, GlaOptions, gla};
+use gla_kernels::eval::{self, ABS_FLOOR, Case, RefDType, RefGate, RefInputs};
+
+/// A Burn device with the name it is required and reported by.
+pub struct TestDevice {
+    /// `flex`, `wgpu`, `vulkan` or `cuda`.
+    pub name: &'static str,
+    /// Without autodiff.
+    pub device: Device,
+}
+
+/// Every device compiled in and present. One that is compiled in but absent is reported, and is a
+/// failure if `GLA_REQUIRE` (comma-separated names) lists it; `GLA_DEVICES` narrows the choice.
+///
+/// # Panics
+///
+/// If a required device is absent.
+pub fn devices() -> Vec<TestDevice> {
+    let listed = |var: &str, name: &str| {
+        let list = std::env::var(var).ok()?;
+        Some(list.split(',').any(|n| n == name))
+    };
+    let mut found = Vec::new();
+    for (name, open) in candidates() {
+        if listed("GLA_DEVICES", name) == Some(false) {
+            continue;
+        }
+        // a back-end says that it has no device by panicking
+        match std::panic::catch_unwind(open) {
+            Ok(device) => found.push(TestDevice { name, device }),
+            Err(_) if listed("GLA_REQUIRE", name) == Some(true) => {
+                panic!("GLA_REQUIRE lists {name}, but there is no such device")
+            }
+            Err(_) => println!("SKIPPED {name}: no such device"),
+        }
+    }
+    found
+}
+
+type Open = fn() -> Device;
+
+fn candidates() -> Vec<(&'static str, Open)> {
+    vec![
+        #[cfg(feature = "flex")]
+        ("flex", Device::flex as Open),
+        #[cfg(feature = "wgpu")]
+        ("wgpu", (|| probed(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice))) as Open),
+        #[cfg(feature = "vulkan")]
+        ("vulkan", (|| probed(Device::vulkan(burn::tensor::DeviceKind::DefaultDevice))) as Open),
+        #[cfg(feature = "cuda")]
+        ("cuda", (|| probed(Device::cuda(0))) as Open),
+    ]
+}
+
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "cuda"))]
+fn probed(device: Device) -> Device {
+    let one = Tensor::<1>::ones([1], &device).into_scalar::<f32>();
+    assert_eq!(one, 1.0);
+    device
+}
+
+/// The tensors of a case on a device, tracked if the device differentiates.
+pub struct CaseTensors {
+    /// `[B, T, H, K]`
+    pub q: Tensor<4>,
+    /// `[B, T, Hk, K]`
+    pub k: Tensor<4>,
+    /// `[B, T, Hk, V]`
+    pub v: Tensor<4>,
+    /// The gate.
+    pub gate: Gate,
+    /// `[N, H, K, V]`
+    pub h0: Option<Tensor<4>>,
+    /// The numbers that the tensors hold.
+    pub inputs: RefInputs,
+    /// `[B, T, H, V]`
+    pub d_o: Vec<f64>,
+    /// `[N, H, K, V]`
+    pub d_final: Option<Vec<f64>>,
+    dtype: RefDType,
+}
+
+/// A tensor of f64 values in a type.
+pub fn tensor<const D: usize>(
+    values: &[f64],
+    shape: [usize; D],
+    dtype: DType,
+    device: &Device,
+) -> Tensor<D> {
+    let data = TensorData::new(values.to_vec(), shape).convert_dtype(dtype);
+    Tensor::from_data(data, (device, dtype))
+}
+
+/// Reads a tensor back.
+///
+/// # Panics
+///
+/// If a launch that it depends on has failed.
+pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
+    let data = tensor.into_data().convert_dtype(DType::F64);
+    data.try_into_vec().expect("f64 after the conversion")
+}
+
+impl CaseTensors {
+    /// Puts a case on a device.
+    pub fn new(case: &Case, dtype: RefDType, device: &Device) -> Self {
+        let mut inputs = case.inputs();
+        inputs.round_to(dtype, false);
+        let (mut d_o, d_final) = case.grads_in();
+        dtype.round_all(&mut d_o);
+        let burn_type = match dtype {
+            RefDType::F32 => DType::F32,
+            RefDType::F16 => DType::F16,
+            RefDType::BF16 => DType::BF16,
+        };
+        let (b, t, h, hk) = (case.batch, case.time, case.heads, case.kv_heads);
+        let (key, value) = (case.key_dim, case.value_dim);
+        let sequences = inputs.sequences().len();
+        let gate = match &inputs.gate {
+            RefGate::None => Gate::None,
+            RefGate::Fixed(g) => Gate::Fixed(tensor(g, [h], DType::F32, device)),
+            RefGate::Scalar(g) => {
+                Gate::Scalar(tensor(g, [b, t, hk], DType::F32, device))
+            }
+            RefGate::Vector(g) => {
+                Gate::Vector(tensor(g, [b, t, hk, key], DType::F32, device))
+            }
+        };
+        let h0 = inputs.initial_state.as_ref();
+        let state = [sequences, h, key, value];
+        let mut tensors = CaseTensors {
+            q: tensor(&inputs.q, [b, t, h, key], burn_type, device),
+            k: tensor(&inputs.k, [b, t, hk, key], burn_type, device),
+            v: tensor(&inputs.v, [b, t, hk, value], burn_type, device),
+            gate,
+            h0: h0.map(|h0| tensor(h0, state, DType::F32, device)),
+            inputs,
+            d_o,
+            d_final,
+            dtype,
+        };
+        if device.is_autodiff() {
+            tensors.q = tensors.q.require_grad();
+            tensors.k = tensors.k.require_grad();
+            tensors.v = tensors.v.require_grad();
+            tensors.h0 = tensors.h0.map(Tensor::require_grad);
+            tensors.gate = match tensors.gate {
+                Gate::None => Gate::None,
+                Gate::Fixed(g) => Gate::Fixed(g.require_grad()),
+                Gate::Scalar(g) => Gate::Scalar(g.require_grad()),
+                Gate::Vector(g) => Gate::Vector(g.require_grad()),
+            };
+        }
+        tensors
+    }
+
+    /// Options of the case.
+    pub fn options(&self) -> GlaOptions {
+        GlaOptions {
+            scale: Some(self.inputs.scale),
+            initial_state: self.h0.clone(),
+            final_state: true,
+            cu_seqlens: self.inputs.cu_seqlens.clone(),
+            ..Default::default()
+        }
+    }
+
+    /// Runs the case through the public function and autodiff, and compares everything with the
+    /// reference. Returns what does not agree.
+    pub fn check(&self) -> Vec<String> {
+        let (tol_o, tol_grad) = match self.dtype {
+            RefDType::F32 => (1e-4, 1e-4),
+            _ => (4e-3, 5e-3),
+        };
+        let mut options = self.options();
+        options.final_state = self.d_final.is_some();
+        let out = gla(
+            self.q.clone(),
+            self.k.clone(),
+            self.v.clone(),
+            self.gate.clone(),
+            options,
+        );
+        let expected = eval::forward(&self.inputs);
+        let mut errors = Vec::new();
+        let mut compare = |name: &str, expected: &[f64], got: Vec<f64>, tolerance: f64| {
+            errors.extend(eval::check(name, expected, &got, tolerance, ABS_FLOOR).err());
+        };
+        compare("o", &expected.o, values(out.output.clone()), tol_o);
+        let device = self.q.device();
+        let d_o = tensor(&self.d_o, out.output.dims(), self.q.dtype(), &device);
+        let mut loss = (out.output * d_o).cast(DType::F32).sum();
+        if let Some(state) = out.final_state {
+            compare("final_state", &expected.final_state, values(state.clone()), tol_o);
+            let d_final = self.d_final.as_ref().expect("asked for with its gradient");
+            let d_final = tensor(d_final, state.dims(), DType::F32, &device);
+            loss = loss + (state * d_final).sum();
+        }
+        let grads = loss.backward();
+        let reference = eval::backward(&self.inputs, &self.d_o, self.d_final.as_deref());
+        let grad = |x: &Tensor<4>| values(x.grad(&grads).expect("a tracked input has a gradient"));
+        compare("dq", &reference.dq, grad(&self.q), tol_grad);
+        compare("dk", &reference.dk, grad(&self.k), tol_grad);
+        compare("dv", &reference.dv, grad(&self.v), tol_grad);
+        if let Some(h0) = &self.h0 {
+            compare("dh0", &reference.dh0, grad(h0), tol_grad);
+        }
+        let dgate = match &self.gate {
+            Gate::None => None,
+            Gate::Fixed(g) => g.grad(&grads).map(values),
+            Gate::Scalar(g) => g.grad(&grads).map(values),
+            Gate::Vector(g) => g.grad(&grads).map(values),
+        };
+        if let Some(expected) = &reference.dgate {
+            compare("dgate", expected, dgate.expect("a tracked gate has a gradient"), tol_grad);
+        }
+        errors
+    }
+}

@@ -233,7 +233,10 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
     }
 }
 
-/// `near[s] += sum_{t >= s} dA[t, s] q_t w[t, s]` inside one sub-chunk; `pairs[t * 16 + s]`.
+/// `near[s] = sum_{t >= s} dA[t, s] q_t w[t, s]` inside one sub-chunk; `pairs[t * 16 + s]`.
+///
+/// The outer loop is not unrolled and picks registers by select: 16 times less code to compile than
+/// all pairs written out, for twice the multiplications.
 #[cube]
 fn pairs_of_keys(
     pairs: &[f32],
@@ -242,21 +245,23 @@ fn pairs_of_keys(
     decays: &Array<f32>,
     near: &mut Array<f32>,
 ) {
-    #[unroll]
     for s in 0..SUB {
-        let mut w = f32::new(1.0);
+        let mut w = f32::new(0.0);
+        let mut sum = f32::new(0.0);
         #[unroll]
-        for t in s..SUB {
-            if t > s {
-                w *= decays[t];
-            }
-            near[s] += pairs[at + t * SUB + s] * q[t] * w;
+        for t in 0..SUB {
+            w = select(t == s, f32::new(1.0), w * decays[t]);
+            sum += pairs[at + t * SUB + s] * q[t] * w;
+        }
+        #[unroll]
+        for r in 0..SUB {
+            near[r] = select(r == s, sum, near[r]);
         }
     }
 }
 
-/// `near[t] += sum_{s <= t} dA[t, s] k_s w[t, s]` inside one sub-chunk, and the share of these pairs
-/// in the gate's gradient: `straddle[m] += sum_{s < m <= t} P[t, s]`; `pairs[s * 16 + t]`.
+/// `near[t] = sum_{s <= t} dA[t, s] k_s w[t, s]` inside one sub-chunk, and the share of these pairs
+/// in the gate's gradient: `straddle[m] = sum_{s < m <= t} P[t, s]`; `pairs[s * 16 + t]`.
 #[cube]
 fn pairs_of_queries(
     pairs: &[f32],
@@ -267,23 +272,29 @@ fn pairs_of_queries(
     near: &mut Array<f32>,
     straddle: &mut Array<f32>,
 ) {
-    #[unroll]
     for t in 0..SUB {
-        let mut w = f32::new(1.0);
-        let mut terms = zero_rows();
+        let mut terms = Array::<f32>::new(SUB);
+        let mut query = f32::new(0.0);
+        let mut w = f32::new(0.0);
+        let mut sum = f32::new(0.0);
         #[unroll]
-        for walk in 0..t + 1 {
-            let s = t - walk;
-            let term = pairs[at + s * SUB + t] * k[s] * w;
-            near[t] += term;
-            terms[s] = term * q[t];
+        for walk in 0..SUB {
+            let s = SUB - 1 - walk;
+            w = select(s == t, f32::new(1.0), w);
+            terms[s] = pairs[at + s * SUB + t] * k[s] * w;
+            sum += terms[s];
+            query = select(s == t, q[s], query);
             w *= decays[s];
         }
         let mut before = f32::new(0.0);
         #[unroll]
-        for s in 0..t {
+        for s in 0..SUB - 1 {
             before += terms[s];
-            straddle[s + 1] += before;
+            straddle[s + 1] += select(s < t, before * query, f32::new(0.0));
+        }
+        #[unroll]
+        for r in 0..SUB {
+            near[r] = select(r == t, sum, near[r]);
         }
     }
 }

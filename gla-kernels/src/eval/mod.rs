@@ -8,9 +8,11 @@
 //! pass what they read back to [`check`].
 
 pub mod compare;
+mod one_shape;
 pub mod problems;
 pub mod reference;
 
+pub use one_shape::one_shape;
 pub use compare::{ABS_FLOOR, RefDType, Stats, check};
 pub use problems::{Case, CaseGate, GateValues, large, small};
 pub use reference::{RefGate, RefGrads, RefInputs, RefOutputs, backward, forward};

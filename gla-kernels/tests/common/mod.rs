@@ -6,6 +6,7 @@ mod run;
 pub use run::*;
 
 use cubecl::client::Client;
+use gla_kernels::eval::RefDType;
 #[cfg(any(feature = "wgpu", feature = "vulkan"))]
 use cubecl_runtime::runtime::Runtime;
 
@@ -13,6 +14,20 @@ use cubecl_runtime::runtime::Runtime;
 pub struct TestDevice {
     pub name: &'static str,
     pub client: Client,
+}
+
+impl TestDevice {
+    /// Whether the device is a CPU that plays a GPU.
+    pub fn is_software(&self) -> bool {
+        let name = self.client.properties().identity.name.to_lowercase();
+        ["llvmpipe", "lavapipe", "swiftshader"].iter().any(|software| name.contains(software))
+    }
+
+    /// Whether the device holds the type. An adapter opened for SPIR-V lists bf16, WGSL has none.
+    pub fn supports(&self, dtype: RefDType) -> bool {
+        let wgsl_bf16 = self.name == "wgsl" && dtype == RefDType::BF16;
+        !wgsl_bf16 && self.client.properties().supports_type(elem_type(dtype))
+    }
 }
 
 /// Every device compiled in and present. One that is compiled in but absent is reported, and is a
