@@ -110,10 +110,7 @@ fn packed_sequences() {
     assert_eq!(with(vec![0, 4]), "gla: cu_seqlens: must end at T = 5, got 4");
     assert_eq!(with(vec![1, 5]), "gla: cu_seqlens: must start at 0, got 1");
     assert_eq!(with(vec![]), "gla: cu_seqlens: needs at least 2 entries, got 0");
-    assert_eq!(
-        with(vec![0, 3, 2, 5]),
-        "gla: cu_seqlens: must not fall, got 2 at index 2 after 3"
-    );
+    assert_eq!(with(vec![0, 3, 2, 5]), "gla: cu_seqlens: must not fall, got 2 at index 2 after 3");
     assert_eq!(
         message(|c, _| c.options.cu_seqlens = Some(vec![0, 5])),
         "gla: cu_seqlens: packed sequences need batch 1, got 2"

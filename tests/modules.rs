@@ -47,22 +47,13 @@ fn cases() -> Vec<(&'static str, GlaTransformerConfig)> {
     vec![
         ("default", config()),
         ("short conv", config().with_use_short_conv(true)),
-        (
-            "conv of one",
-            config().with_use_short_conv(true).with_conv_size(1),
-        ),
+        ("conv of one", config().with_use_short_conv(true).with_conv_size(1)),
         ("grouped heads", config().with_num_kv_heads(Some(2))),
         ("no output gate", config().with_use_output_gate(false)),
         ("clamped gate", config().with_clamp_min(Some(-0.04))),
         ("strong gate", config().with_gate_logit_normalizer(0.1)),
-        (
-            "squared relu",
-            config().with_feature_map(Some(FeatureMap::SqRelu)),
-        ),
-        (
-            "wide values",
-            config().with_expand_k(1.0).with_expand_v(0.5),
-        ),
+        ("squared relu", config().with_feature_map(Some(FeatureMap::SqRelu))),
+        ("wide values", config().with_expand_k(1.0).with_expand_v(0.5)),
         ("all", all),
     ]
 }
@@ -111,10 +102,7 @@ fn drawn<M: Module>(module: M) -> M {
 fn assert_close<const D: usize>(name: &str, found: Tensor<D>, expected: Tensor<D>, tolerance: f32) {
     let scale = expected.clone().abs().max().into_scalar::<f32>().max(1.0);
     let error = (found - expected).abs().max().into_scalar::<f32>();
-    assert!(
-        error <= tolerance * scale,
-        "{name}: error {error}, scale {scale}"
-    );
+    assert!(error <= tolerance * scale, "{name}: error {error}, scale {scale}");
 }
 
 fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
@@ -172,14 +160,7 @@ fn rows_are_independent_and_causal() {
     let changed = ids.clone().slice_assign([0..3, 40..41], other);
     let changed = model.forward(changed);
     let difference = (changed - logits).abs();
-    assert_eq!(
-        difference
-            .clone()
-            .narrow(1, 0, 40)
-            .max()
-            .into_scalar::<f32>(),
-        0.0
-    );
+    assert_eq!(difference.clone().narrow(1, 0, 40).max().into_scalar::<f32>(), 0.0);
     assert!(difference.narrow(1, 40, 50).max().into_scalar::<f32>() > 1e-3);
 }
 
@@ -217,9 +198,7 @@ fn state_must_be_of_the_batch() {
 
 #[test]
 fn parameters_are_named_and_shaped_as_in_fla() {
-    let mut config = config()
-        .with_num_kv_heads(Some(2))
-        .with_use_short_conv(true);
+    let mut config = config().with_num_kv_heads(Some(2)).with_use_short_conv(true);
     config.num_hidden_layers = 1;
     let layer = [
         ("attn.gk_proj.0.weight", vec![16, 32]),
@@ -239,18 +218,13 @@ fn parameters_are_named_and_shaped_as_in_fla() {
         ("mlp_norm.weight", vec![32]),
     ];
     for (gated, tied) in [(true, false), (false, true)] {
-        let layer = layer
-            .iter()
-            .map(|(n, s)| (format!("model.layers.0.{n}"), s.clone()));
+        let layer = layer.iter().map(|(n, s)| (format!("model.layers.0.{n}"), s.clone()));
         let mut expected: Vec<_> = layer.collect();
         expected.push(("model.embeddings.weight".into(), vec![VOCAB, 32]));
         expected.push(("model.norm.weight".into(), vec![32]));
         if gated {
             expected.push(("model.layers.0.attn.g_proj.weight".into(), vec![32, 32]));
-            expected.push((
-                "model.layers.0.attn.g_norm_swish_gate.weight".into(),
-                vec![8],
-            ));
+            expected.push(("model.layers.0.attn.g_norm_swish_gate.weight".into(), vec![8]));
         } else {
             expected.push(("model.layers.0.attn.g_norm.weight".into(), vec![8]));
         }
@@ -259,16 +233,11 @@ fn parameters_are_named_and_shaped_as_in_fla() {
         }
         expected.sort();
 
-        let config = config
-            .clone()
-            .with_use_output_gate(gated)
-            .with_tie_word_embeddings(tied);
+        let config = config.clone().with_use_output_gate(gated).with_tie_word_embeddings(tied);
         let model = config.init(&Device::flex());
         let tensors = model.collect(None, Some(Box::new(BurnToPyTorchAdapter)), true);
-        let mut found: Vec<_> = tensors
-            .iter()
-            .map(|t| (fla_name(&t.name), t.shape.to_vec()))
-            .collect();
+        let mut found: Vec<_> =
+            tensors.iter().map(|t| (fla_name(&t.name), t.shape.to_vec())).collect();
         found.sort();
         assert_eq!(found, expected);
     }
@@ -287,20 +256,13 @@ fn sizes_of_the_published_models() {
         .with_use_output_gate(false);
     assert_eq!(tied.num_params(), 341_707_776);
     assert_eq!(small.num_params(), 374_475_776);
-    assert_eq!(
-        GlaTransformerConfig::new(32000, 2048, 24).num_params(),
-        1_365_514_240
-    );
+    assert_eq!(GlaTransformerConfig::new(32000, 2048, 24).num_params(), 1_365_514_240);
     assert_eq!(large.num_params(), 2_703_583_744);
     assert_eq!(mistral.num_params(), 7_244_390_400);
 
     // parameters are made when first used: counting them takes no memory
     for (name, config) in cases().into_iter().chain([("340M", tied), ("7B", mistral)]) {
-        assert_eq!(
-            config.init(&Device::flex()).num_params(),
-            config.num_params(),
-            "{name}"
-        );
+        assert_eq!(config.init(&Device::flex()).num_params(), config.num_params(), "{name}");
     }
 }
 
@@ -323,14 +285,9 @@ fn training_reduces_the_loss_of_copying() {
     for _ in 0..60 {
         // each target is the token before the last
         let ids = ids([8, 24], &device);
-        let logits = model
-            .forward(ids.clone())
-            .narrow(1, 1, 23)
-            .reshape([8 * 23, VOCAB]);
+        let logits = model.forward(ids.clone()).narrow(1, 1, 23).reshape([8 * 23, VOCAB]);
         let targets = ids.narrow(1, 0, 23).reshape([8 * 23]);
-        let loss = CrossEntropyLossConfig::new()
-            .init(&device)
-            .forward(logits, targets);
+        let loss = CrossEntropyLossConfig::new().init(&device).forward(logits, targets);
         losses.push(loss.clone().into_scalar::<f32>());
 
         let grads = GradientsParams::from_grads(loss.backward(), &model);

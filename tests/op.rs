@@ -95,8 +95,9 @@ fn the_final_state_is_differentiable_alone_and_together() {
                 ("dh0", &reference.dh0, h0),
             ] {
                 let got = values(x.grad(&grads).expect("tracked"));
-                eval::check(name, expected, &got, 1e-4, ABS_FLOOR)
-                    .unwrap_or_else(|e| panic!("{} o x{use_o} state x{use_state}: {e}", device.name));
+                eval::check(name, expected, &got, 1e-4, ABS_FLOOR).unwrap_or_else(|e| {
+                    panic!("{} o x{use_o} state x{use_state}: {e}", device.name)
+                });
             }
         }
     }

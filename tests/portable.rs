@@ -38,15 +38,8 @@ struct Problem {
 
 impl Problem {
     fn new(inputs: &RefInputs, dtype: DType) -> Self {
-        let RefInputs {
-            batch,
-            time,
-            heads,
-            kv_heads,
-            key_dim: key,
-            value_dim: value,
-            ..
-        } = *inputs;
+        let RefInputs { batch, time, heads, kv_heads, key_dim: key, value_dim: value, .. } =
+            *inputs;
         let (kind, gate) = match &inputs.gate {
             RefGate::None => (GateKind::None, None),
             RefGate::Fixed(g) => (GateKind::Fixed, Some(tensor(g, [heads], dtype))),
@@ -77,11 +70,7 @@ impl Problem {
     }
 
     fn args(&self) -> Args<'_> {
-        Args {
-            kind: self.kind,
-            scale: self.scale,
-            cu_seqlens: self.cu_seqlens.as_deref(),
-        }
+        Args { kind: self.kind, scale: self.scale, cu_seqlens: self.cu_seqlens.as_deref() }
     }
 
     fn forward(&self) -> (Tensor, Tensor) {
@@ -111,10 +100,7 @@ fn compare(case: &Case, dtype: DType, ratio: f64, parallel: bool) -> Vec<String>
     let expected = reference::forward(&inputs);
     let grads = reference::backward(&inputs, &d_o, d_final.as_deref());
 
-    let problem = Problem {
-        parallel,
-        ..Problem::new(&inputs, dtype)
-    };
+    let problem = Problem { parallel, ..Problem::new(&inputs, dtype) };
     let (o, state) = problem.forward();
     let [batch, time] = problem.outer;
     let [_, heads, _, value] = problem.state;
@@ -140,16 +126,12 @@ fn compare(case: &Case, dtype: DType, ratio: f64, parallel: bool) -> Vec<String>
     let errors = pairs.into_iter().filter_map(|(name, got, expected)| {
         check(name, &expected, &values(got), ratio, ABS_FLOOR).err()
     });
-    errors
-        .map(|error| format!("{}: {error}", case.id))
-        .collect()
+    errors.map(|error| format!("{}: {error}", case.id)).collect()
 }
 
 fn assert_all(cases: &[Case], dtype: DType, ratio: f64) {
-    let errors: Vec<String> = cases
-        .iter()
-        .flat_map(|case| compare(case, dtype, ratio, false))
-        .collect();
+    let errors: Vec<String> =
+        cases.iter().flat_map(|case| compare(case, dtype, ratio, false)).collect();
     assert!(errors.is_empty(), "{}", errors.join("\n"));
 }
 
@@ -190,10 +172,7 @@ fn pieces_on_threads() {
 /// The gradient of a weak gate beside a strong one has digits of its own.
 #[test]
 fn gate_gradient_is_relative() {
-    for id in [
-        "vector-alt-t100-k8-v8-h1-final",
-        "vector-mixed-t100-k8-v8-h1-init-final",
-    ] {
+    for id in ["vector-alt-t100-k8-v8-h1-final", "vector-mixed-t100-k8-v8-h1-init-final"] {
         let case = Case::parse(id).unwrap();
         let inputs = case.inputs();
         let (d_o, d_final) = case.grads_in();
@@ -209,20 +188,14 @@ fn gate_gradient_is_relative() {
             // terms of one gradient may have both signs, hence some slack on top of f32
             let allowed = 2e-3 * expected.abs() + 1e-37;
             let error = (expected - got).abs();
-            assert!(
-                error <= allowed || error < 1e-7,
-                "{id} {at}: {got:e} for {expected:e}"
-            );
+            assert!(error <= allowed || error < 1e-7, "{id} {at}: {got:e} for {expected:e}");
         }
     }
 }
 
 #[test]
 fn strongest_finite_gates_give_no_nan() {
-    for id in [
-        "scalar-m1e38-t40-k4-v4-h1-init-final",
-        "vector-m1e38-t40-k4-v4-h1-init-final",
-    ] {
+    for id in ["scalar-m1e38-t40-k4-v4-h1-init-final", "vector-m1e38-t40-k4-v4-h1-init-final"] {
         assert_all(&[Case::parse(id).unwrap()], DType::F32, 1e-4);
     }
 }
@@ -296,13 +269,6 @@ fn steps_are_the_sequence() {
         }
         let o = Flex::float_cat(outputs, 1);
         check("o", &expected.o, &values(o), 1e-5, ABS_FLOOR).expect(&id);
-        check(
-            "state",
-            &expected.final_state,
-            &values(state),
-            1e-5,
-            ABS_FLOOR,
-        )
-        .expect(&id);
+        check("state", &expected.final_state, &values(state), 1e-5, ABS_FLOOR).expect(&id);
     }
 }

@@ -108,14 +108,7 @@ pub trait GlaOps: Backend {
         #[extension_type] h0: OptionalTensor<Self>,
         spec: GlaSpec,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        portable::forward::<Self>(
-            q,
-            k,
-            v,
-            gate.into_option(),
-            h0.into_option(),
-            &spec.args(),
-        )
+        portable::forward::<Self>(q, k, v, gate.into_option(), h0.into_option(), &spec.args())
     }
 
     /// All gradients; absent output gradients are zero.

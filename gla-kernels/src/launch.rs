@@ -8,11 +8,7 @@ use crate::components::Role;
 use crate::{Blueprint, DeviceLimits, GlaError, Problem, Strategy, check_addressable, select};
 
 /// Checks that a device buffer holds at least `expected` bytes.
-pub(crate) fn buffer(
-    name: &'static str,
-    handle: &Handle,
-    expected: usize,
-) -> Result<(), GlaError> {
+pub(crate) fn buffer(name: &'static str, handle: &Handle, expected: usize) -> Result<(), GlaError> {
     let got = handle.size_in_used() as usize;
     if got < expected {
         return Err(GlaError::BufferSize { name, expected, got });

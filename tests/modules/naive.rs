@@ -15,9 +15,7 @@ fn project(linear: &Linear, rows: &Rows) -> Rows {
         let terms = row.iter().enumerate().map(|(i, x)| x * weight[i * out + o]);
         terms.sum::<f64>() + bias.as_ref().map_or(0.0, |bias| bias[o])
     };
-    rows.iter()
-        .map(|row| (0..out).map(|o| output(row, o)).collect())
-        .collect()
+    rows.iter().map(|row| (0..out).map(|o| output(row, o)).collect()).collect()
 }
 
 fn silu(x: f64) -> f64 {
@@ -30,14 +28,9 @@ fn convolve(conv: &Option<ShortConv>, rows: Rows) -> Rows {
     let weight = values(conv.weight.val());
     let at = |t: usize, d: usize| {
         let taps = (0..width).filter(|j| t + j + 1 >= width);
-        silu(
-            taps.map(|j| weight[d * width + j] * rows[t + j + 1 - width][d])
-                .sum(),
-        )
+        silu(taps.map(|j| weight[d * width + j] * rows[t + j + 1 - width][d]).sum())
     };
-    (0..rows.len())
-        .map(|t| (0..channels).map(|d| at(t, d)).collect())
-        .collect()
+    (0..rows.len()).map(|t| (0..channels).map(|d| at(t, d)).collect()).collect()
 }
 
 /// The layer's output for one sequence `x`, `[T, hidden_size]`.
@@ -55,11 +48,7 @@ pub fn naive(layer: &GatedLinearAttention, x: &Rows) -> Rows {
     let v = convolve(&layer.v_conv1d, project(&layer.v_proj, x));
     let logits = project(&layer.gk_proj[1], &project(&layer.gk_proj[0], x));
     let gate = layer.g_proj.as_ref().map(|proj| project(proj, x));
-    let norm = layer
-        .g_norm_swish_gate
-        .as_ref()
-        .or(layer.g_norm.as_ref())
-        .unwrap();
+    let norm = layer.g_norm_swish_gate.as_ref().or(layer.g_norm.as_ref()).unwrap();
     let weight = values(norm.weight.val());
 
     let mut state = vec![vec![vec![0.0; v_dim]; k_dim]; heads];
@@ -80,9 +69,7 @@ pub fn naive(layer: &GatedLinearAttention, x: &Rows) -> Rows {
             }
             let mean = o.iter().map(|o| o * o).sum::<f64>() / v_dim as f64;
             for j in 0..v_dim {
-                let gate = gate
-                    .as_ref()
-                    .map_or(1.0, |gate| silu(gate[t][h * v_dim + j]));
+                let gate = gate.as_ref().map_or(1.0, |gate| silu(gate[t][h * v_dim + j]));
                 o[j] *= weight[j] * gate / (mean + norm.epsilon).sqrt();
             }
         }

@@ -8,25 +8,18 @@ use crate::{cases, drawn, ids, values};
 
 #[test]
 fn log_sigmoid_is_exact_in_both_tails() {
-    let inputs: [f64; 14] = [
-        -80.0, -20.0, -4.5, -1.0, -1e-3, -0.0, 0.0, 1e-3, 1.0, 4.1, 4.2, 8.0, 20.0, 80.0,
-    ];
+    let inputs: [f64; 14] =
+        [-80.0, -20.0, -4.5, -1.0, -1e-3, -0.0, 0.0, 1e-3, 1.0, 4.1, 4.2, 8.0, 20.0, 80.0];
     let x = Tensor::<1>::from_data(inputs, &Device::flex().autodiff()).require_grad();
     let y = log_sigmoid(x.clone());
     let slopes = values(x.grad(&y.clone().sum().backward()).unwrap());
     let plain = values(log_sigmoid(x.without_autodiff()));
     for (((x, y), slope), plain) in inputs.iter().zip(values(y)).zip(slopes).zip(plain) {
         let expected = x.min(0.0) - (-x.abs()).exp().ln_1p();
-        assert!(
-            (y / expected - 1.0).abs() < 2e-6,
-            "x {x}: {y} for {expected}"
-        );
+        assert!((y / expected - 1.0).abs() < 2e-6, "x {x}: {y} for {expected}");
         assert_eq!(y, plain, "x {x}");
         let expected = 1.0 / (1.0 + x.exp());
-        assert!(
-            (slope / expected - 1.0).abs() < 2e-6,
-            "x {x}: {slope} for {expected}"
-        );
+        assert!((slope / expected - 1.0).abs() < 2e-6, "x {x}: {slope} for {expected}");
     }
 }
 
@@ -35,14 +28,10 @@ fn rms_norm_values_and_gradients() {
     let device = Device::flex().autodiff();
     let (x, w, c) = ([0.5, -2.0, 3.0], [1.0, 0.5, -2.0], [1.0, 2.0, -0.5]);
     let mut norm = RmsNormConfig::new(3).with_epsilon(0.1).init(&device);
-    norm.weight = norm
-        .weight
-        .map(|_| Tensor::from_data(w, &device).require_grad());
+    norm.weight = norm.weight.map(|_| Tensor::from_data(w, &device).require_grad());
     let input = Tensor::<2>::from_data([x], &device).require_grad();
     let output = norm.forward(input.clone());
-    let grads = (output.clone() * Tensor::from_data([c], &device))
-        .sum()
-        .backward();
+    let grads = (output.clone() * Tensor::from_data([c], &device)).sum().backward();
 
     let r = (x.iter().map(|x| x * x).sum::<f64>() / 3.0 + 0.1).sqrt();
     let dot: f64 = (0..3).map(|i| c[i] * w[i] * x[i]).sum();
@@ -61,10 +50,7 @@ fn rms_norm_values_and_gradients() {
     let half = Tensor::<1>::full([3], 300.0, (&device, DType::F16));
     let half = RmsNormConfig::new(3).init(&device).forward(half);
     assert_eq!((half.dtype(), values(half)), (DType::F16, vec![1.0; 3]));
-    assert_eq!(
-        norm.to_string(),
-        "RmsNorm {d_model: 3, epsilon: 0.1, params: 3}"
-    );
+    assert_eq!(norm.to_string(), "RmsNorm {d_model: 3, epsilon: 0.1, params: 3}");
 }
 
 struct Cast(DType);

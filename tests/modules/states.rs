@@ -29,10 +29,7 @@ fn states_are_values() {
     let mut loaded = GlaState::load(&path, &device).unwrap();
     std::fs::remove_file(&path).unwrap();
     model.check_state(&loaded).unwrap();
-    assert_eq!(
-        (loaded.seen, loaded.batch(), loaded.num_bytes()),
-        (9, 2, state.num_bytes())
-    );
+    assert_eq!((loaded.seen, loaded.batch(), loaded.num_bytes()), (9, 2, state.num_bytes()));
 
     let mut branch = state.clone();
     let next = |token| Tensor::<1, Int>::from_data([token, token], &device);
@@ -46,34 +43,21 @@ fn bad_state_files_are_errors() {
     let device = Device::flex();
     let model = cases().pop().unwrap().1.init(&device);
     let path = file("truncated");
-    assert!(matches!(
-        GlaState::load(&path, &device),
-        Err(GlaStateError::Read { .. })
-    ));
+    assert!(matches!(GlaState::load(&path, &device), Err(GlaStateError::Read { .. })));
     filled_state(&model).save(&path).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     for length in [0, 7, 100, bytes.len() / 2, bytes.len() - 1] {
         std::fs::write(&path, &bytes[..length]).unwrap();
         let error = GlaState::load(&path, &device).unwrap_err();
-        assert!(
-            matches!(error, GlaStateError::Read { .. }),
-            "{length} bytes: {error}"
-        );
+        assert!(matches!(error, GlaStateError::Read { .. }), "{length} bytes: {error}");
     }
     let error = GlaState::load(&path, &device).unwrap_err().to_string();
-    assert!(
-        error.contains("File truncated: expected at least"),
-        "{error}"
-    );
+    assert!(error.contains("File truncated: expected at least"), "{error}");
     std::fs::remove_file(&path).unwrap();
 
     let state = filled_state(&model);
     let error = |config: GlaTransformerConfig| {
-        config
-            .init(&device)
-            .check_state(&state)
-            .unwrap_err()
-            .to_string()
+        config.init(&device).check_state(&state).unwrap_err().to_string()
     };
     let mut deep = config();
     deep.num_hidden_layers = 3;

@@ -122,12 +122,8 @@ impl CaseTensors {
         let gate = match &inputs.gate {
             RefGate::None => Gate::None,
             RefGate::Fixed(g) => Gate::Fixed(tensor(g, [h], DType::F32, device)),
-            RefGate::Scalar(g) => {
-                Gate::Scalar(tensor(g, [b, t, hk], DType::F32, device))
-            }
-            RefGate::Vector(g) => {
-                Gate::Vector(tensor(g, [b, t, hk, key], DType::F32, device))
-            }
+            RefGate::Scalar(g) => Gate::Scalar(tensor(g, [b, t, hk], DType::F32, device)),
+            RefGate::Vector(g) => Gate::Vector(tensor(g, [b, t, hk, key], DType::F32, device)),
         };
         let h0 = inputs.initial_state.as_ref();
         let state = [sequences, h, key, value];
@@ -177,13 +173,7 @@ impl CaseTensors {
         };
         let mut options = self.options();
         options.final_state = self.d_final.is_some();
-        let out = gla(
-            self.q.clone(),
-            self.k.clone(),
-            self.v.clone(),
-            self.gate.clone(),
-            options,
-        );
+        let out = gla(self.q.clone(), self.k.clone(), self.v.clone(), self.gate.clone(), options);
         let expected = eval::forward(&self.inputs);
         let mut errors = Vec::new();
         let mut compare = |name: &str, expected: &[f64], got: Vec<f64>, tolerance: f64| {

@@ -86,21 +86,14 @@ impl RunFolder {
             }
         }
         for entry in entries(path)? {
-            let name = entry
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
+            let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
             // halves of a checkpoint that was being written or deleted when its process died
             if name.starts_with(".step-") {
                 fs::remove_dir_all(&entry)
                     .with_context(|| format!("cannot remove {}", entry.display()))?;
             }
         }
-        Ok(Self {
-            path: path.to_path_buf(),
-            _lock: lock,
-        })
+        Ok(Self { path: path.to_path_buf(), _lock: lock })
     }
 
     /// The folder itself.
@@ -174,12 +167,7 @@ impl RunFolder {
 impl State {
     /// A state whose records are yet to be written.
     pub fn new(step: usize, valid_bits: f64, seconds: f64) -> Self {
-        Self {
-            step,
-            valid_bits,
-            seconds,
-            files: Vec::new(),
-        }
+        Self { step, valid_bits, seconds, files: Vec::new() }
     }
 }
 
@@ -214,10 +202,7 @@ impl Checkpoint {
                 stored.fnv1a
             );
         }
-        Ok(Self {
-            path: path.to_path_buf(),
-            state,
-        })
+        Ok(Self { path: path.to_path_buf(), state })
     }
 
     /// The latest checkpoint in the folder of a run; `None` if there is none.
@@ -235,10 +220,7 @@ impl Checkpoint {
                 Some((_, path)) => format!(" to go on from {}", path.display()),
                 None => " and start anew with --fresh".to_string(),
             };
-            format!(
-                "{} cannot be resumed; remove that folder{earlier}",
-                latest.display()
-            )
+            format!("{} cannot be resumed; remove that folder{earlier}", latest.display())
         })?;
         Ok(Some(opened))
     }
@@ -267,9 +249,7 @@ impl Checkpoint {
     /// When the record cannot be read.
     pub fn load_optimizer(&self, optimizer: ModuleOptimizer) -> Result<ModuleOptimizer> {
         let path = self.path.join(OPTIMIZER);
-        optimizer
-            .load(&path)
-            .with_context(|| format!("cannot load {}", path.display()))
+        optimizer.load(&path).with_context(|| format!("cannot load {}", path.display()))
     }
 }
 
@@ -302,10 +282,7 @@ fn best(run: &Path) -> Result<Option<PathBuf>> {
         }
     }
     scored.reverse();
-    Ok(scored
-        .into_iter()
-        .min_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, path)| path))
+    Ok(scored.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, path)| path))
 }
 
 /// Whether a run has begun in `folder`.
@@ -315,14 +292,9 @@ pub fn is_run(folder: &Path) -> bool {
 
 /// The run under `folder` that was trained last; `None` if there is none.
 pub fn last_run(folder: &Path) -> Option<PathBuf> {
-    let trained = |run: &PathBuf| {
-        fs::metadata(run.join(LOG_FILE))
-            .and_then(|m| m.modified())
-            .ok()
-    };
+    let trained = |run: &PathBuf| fs::metadata(run.join(LOG_FILE)).and_then(|m| m.modified()).ok();
     let runs = entries(folder).ok()?.into_iter();
-    runs.filter(|run| trained(run).is_some())
-        .max_by_key(trained)
+    runs.filter(|run| trained(run).is_some()).max_by_key(trained)
 }
 
 /// Steps and folders of all checkpoints of a run, by step.
@@ -330,12 +302,7 @@ fn list(run: &Path) -> Result<Vec<(usize, PathBuf)>> {
     let mut found: Vec<(usize, PathBuf)> = entries(run)?
         .into_iter()
         .filter_map(|path| {
-            let step = path
-                .file_name()?
-                .to_str()?
-                .strip_prefix("step-")?
-                .parse()
-                .ok()?;
+            let step = path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?;
             path.is_dir().then_some((step, path))
         })
         .collect();

@@ -147,11 +147,7 @@ impl Preset {
             corpus_hash: String::new(),
             batch,
             context,
-            schedule: Schedule {
-                peak,
-                warmup: (steps / 20).min(500),
-                steps,
-            },
+            schedule: Schedule { peak, warmup: (steps / 20).min(500), steps },
             weight_decay: 0.1,
             clip: 1.0,
             seed: 42,
@@ -213,10 +209,7 @@ impl RunConfig {
             "--hidden {hidden} must be a multiple of twice --heads {heads}"
         );
         let peak = self.schedule.peak;
-        ensure!(
-            peak > 0.0 && peak.is_finite(),
-            "--lr is {peak}, but must be positive"
-        );
+        ensure!(peak > 0.0 && peak.is_finite(), "--lr is {peak}, but must be positive");
         Ok(())
     }
 
@@ -305,12 +298,8 @@ mod tests {
 
     #[test]
     fn options_go_over_the_preset() {
-        let args = TrainArgs {
-            hidden: Some(64),
-            steps: Some(100),
-            lr: Some(0.5),
-            ..TrainArgs::default()
-        };
+        let args =
+            TrainArgs { hidden: Some(64), steps: Some(100), lr: Some(0.5), ..TrainArgs::default() };
         let config = RunConfig::from_args(&args, Preset::Cpu).unwrap();
         assert_eq!(config.model.hidden_size, 64);
         assert_eq!((config.schedule.steps, config.schedule.warmup), (100, 5));
@@ -324,16 +313,9 @@ mod tests {
             Ok(_) => panic!("{args:?} was accepted"),
             Err(error) => error.to_string(),
         };
-        let zero = TrainArgs {
-            batch: Some(0),
-            ..TrainArgs::default()
-        };
+        let zero = TrainArgs { batch: Some(0), ..TrainArgs::default() };
         assert_eq!(message(zero), "--batch is 0, but must be at least 1");
-        let uneven = TrainArgs {
-            hidden: Some(100),
-            heads: Some(3),
-            ..TrainArgs::default()
-        };
+        let uneven = TrainArgs { hidden: Some(100), heads: Some(3), ..TrainArgs::default() };
         assert!(message(uneven).contains("--hidden 100"));
     }
 
@@ -363,11 +345,7 @@ mod tests {
         };
         config.resume_with(&same, folder).unwrap();
         assert_eq!(config.schedule.steps, 9999);
-        let other = TrainArgs {
-            batch: Some(1000),
-            seed: Some(1),
-            ..TrainArgs::default()
-        };
+        let other = TrainArgs { batch: Some(1000), seed: Some(1), ..TrainArgs::default() };
         let error = config.resume_with(&other, folder).unwrap_err().to_string();
         assert!(error.contains("--batch 1000 (the run has"), "{error}");
         assert!(error.contains("--seed 1 (the run has 42)"), "{error}");

@@ -56,16 +56,10 @@ impl Corpus {
         let megabytes = |mb: usize| mb.saturating_mul(1_000_000);
         let limit = max_mb.map_or(usize::MAX, megabytes);
         let (sources, unit, origin) = match data {
-            Some(path) if path.is_dir() => (
-                read_folder(path, limit)?,
-                "files",
-                path.display().to_string(),
-            ),
-            Some(path) => (
-                vec![read_file(path, limit)?],
-                "file",
-                path.display().to_string(),
-            ),
+            Some(path) if path.is_dir() => {
+                (read_folder(path, limit)?, "files", path.display().to_string())
+            }
+            Some(path) => (vec![read_file(path, limit)?], "file", path.display().to_string()),
             None => {
                 let (sources, origin) = crates::read(megabytes(max_mb.unwrap_or(DEFAULT_MB)))?;
                 (sources, "crates", origin)
@@ -88,12 +82,7 @@ impl Corpus {
                 context + 1
             );
         }
-        Ok(Self {
-            train,
-            valid,
-            summary,
-            hash,
-        })
+        Ok(Self { train, valid, summary, hash })
     }
 }
 
@@ -126,10 +115,7 @@ fn read_file(path: &Path, limit: usize) -> Result<Source> {
     ensure!(!bytes.is_empty(), "--data {} is empty", path.display());
     bytes.truncate(limit);
     bytes.insert(0, SEPARATOR);
-    Ok(Source {
-        name: path.display().to_string(),
-        documents: bytes,
-    })
+    Ok(Source { name: path.display().to_string(), documents: bytes })
 }
 
 /// Every text file under `root`, in an order that depends on the names alone. What git ignores and
@@ -205,10 +191,7 @@ mod tests {
     use super::*;
 
     fn source(name: &str, len: usize) -> Source {
-        Source {
-            name: name.into(),
-            documents: vec![name.as_bytes()[0]; len],
-        }
+        Source { name: name.into(), documents: vec![name.as_bytes()[0]; len] }
     }
 
     fn has(part: &[u8], name: u8) -> bool {

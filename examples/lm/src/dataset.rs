@@ -33,9 +33,7 @@ pub fn train_offsets(
         "train_offsets: a window of {context} + 1 bytes needs a longer corpus than {len}"
     );
     let choices = (len - context) as u64;
-    (0..batch as u64)
-        .map(|index| (mix(seed, step as u64, index) % choices) as usize)
-        .collect()
+    (0..batch as u64).map(|index| (mix(seed, step as u64, index) % choices) as usize).collect()
 }
 
 /// Start offsets of at most `count` windows spread evenly over `len` bytes, none overlapping.
@@ -62,10 +60,7 @@ pub fn gather(bytes: &[u8], offsets: &[usize], context: usize, device: &Device) 
             .collect();
         Tensor::from_data(TensorData::new(values, shape), device)
     };
-    Batch {
-        inputs: window(0),
-        targets: window(1),
-    }
+    Batch { inputs: window(0), targets: window(1) }
 }
 
 #[cfg(test)]
@@ -83,9 +78,7 @@ mod tests {
 
     #[test]
     fn windows_fit_up_to_the_last_byte() {
-        let all: Vec<usize> = (0..200)
-            .flat_map(|step| train_offsets(0, step, 4, 32, 36))
-            .collect();
+        let all: Vec<usize> = (0..200).flat_map(|step| train_offsets(0, step, 4, 32, 36)).collect();
         assert_eq!(all.iter().max(), Some(&3));
         assert_eq!(all.iter().min(), Some(&0));
         assert_eq!(train_offsets(0, 0, 2, 35, 36), [0, 0]);

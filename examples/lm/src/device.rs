@@ -87,10 +87,7 @@ pub fn choose(choice: DeviceChoice) -> Result<Chosen> {
 }
 
 fn automatic() -> Result<Chosen> {
-    let compiled: Vec<_> = backends()
-        .into_iter()
-        .filter_map(|b| Some((b.name, b.find?)))
-        .collect();
+    let compiled: Vec<_> = backends().into_iter().filter_map(|b| Some((b.name, b.find?))).collect();
     for (name, find) in &compiled {
         if let Some(device) = find(false) {
             return Ok(on_gpu(device, name));
@@ -109,19 +106,11 @@ fn automatic() -> Result<Chosen> {
 
 fn on_cpu(device: Device, reason: &str) -> Chosen {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    Chosen {
-        device,
-        label: format!("CPU, {threads} threads ({reason})"),
-        is_gpu: false,
-    }
+    Chosen { device, label: format!("CPU, {threads} threads ({reason})"), is_gpu: false }
 }
 
 fn on_gpu(device: Device, name: &str) -> Chosen {
-    Chosen {
-        label: format!("{name}, {}", gpu::part(&device)),
-        device,
-        is_gpu: true,
-    }
+    Chosen { label: format!("{name}, {}", gpu::part(&device)), device, is_gpu: true }
 }
 
 #[cfg(feature = "flex")]
@@ -163,10 +152,7 @@ mod gpu {
     #[cfg(feature = "cuda")]
     pub const CUDA: Find = Some(|_| {
         use burn::tensor::DeviceType;
-        Device::enumerate(DeviceType::Cuda)
-            .into_vec()
-            .into_iter()
-            .next()
+        Device::enumerate(DeviceType::Cuda).into_vec().into_iter().next()
     });
     #[cfg(not(feature = "cuda"))]
     pub const CUDA: Find = None;
@@ -198,26 +184,14 @@ mod gpu {
     ) -> Option<Device> {
         use burn::tensor::DeviceKind;
         let found = Device::enumerate(api);
-        let hardware = [
-            DeviceKind::DiscreteGpu(0),
-            DeviceKind::IntegratedGpu(0),
-            DeviceKind::VirtualGpu(0),
-        ];
+        let hardware =
+            [DeviceKind::DiscreteGpu(0), DeviceKind::IntegratedGpu(0), DeviceKind::VirtualGpu(0)];
         let last = software.then_some(DeviceKind::Cpu);
-        hardware
-            .into_iter()
-            .chain(last)
-            .map(open)
-            .find(|device| found.contains(device))
+        hardware.into_iter().chain(last).map(open).find(|device| found.contains(device))
     }
 
     /// What the device calls itself. Opens it.
-    #[cfg(any(
-        feature = "cuda",
-        feature = "metal",
-        feature = "vulkan",
-        feature = "webgpu"
-    ))]
+    #[cfg(any(feature = "cuda", feature = "metal", feature = "vulkan", feature = "webgpu"))]
     pub fn part(device: &Device) -> String {
         match device.identity() {
             Some(identity) if identity.physical.is_none() => {
@@ -228,12 +202,7 @@ mod gpu {
         }
     }
 
-    #[cfg(not(any(
-        feature = "cuda",
-        feature = "metal",
-        feature = "vulkan",
-        feature = "webgpu"
-    )))]
+    #[cfg(not(any(feature = "cuda", feature = "metal", feature = "vulkan", feature = "webgpu")))]
     pub fn part(device: &Device) -> String {
         format!("{device:?}")
     }
@@ -258,10 +227,7 @@ mod tests {
                 Ok(chosen) => panic!("got {}", chosen.label),
                 Err(error) => error.to_string(),
             };
-            assert!(
-                error.contains(&format!("--features {}", backend.name)),
-                "{error}"
-            );
+            assert!(error.contains(&format!("--features {}", backend.name)), "{error}");
         }
     }
 }

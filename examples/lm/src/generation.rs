@@ -53,10 +53,7 @@ pub fn generate(
     mut sink: impl FnMut(&str) -> std::io::Result<()>,
 ) -> Result<Timing> {
     let start = Instant::now();
-    let ids: Vec<i32> = std::iter::once(SEPARATOR)
-        .chain(prompt.bytes())
-        .map(i32::from)
-        .collect();
+    let ids: Vec<i32> = std::iter::once(SEPARATOR).chain(prompt.bytes()).map(i32::from).collect();
     let prompt = ids.len();
     let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [1, prompt]), device);
     let mut state = model.init_state(1, device);
@@ -76,18 +73,11 @@ pub fn generate(
         }
     }
     sink(&text.finish())?;
-    Ok(Timing {
-        prompt,
-        prefill,
-        generated: tokens,
-        steps: start.elapsed(),
-    })
+    Ok(Timing { prompt, prefill, generated: tokens, steps: start.elapsed() })
 }
 
 fn read(logits: Tensor<1>) -> Result<Vec<f32>> {
-    logits
-        .try_into_vec_as::<f32>()
-        .context("cannot read the logits from the device")
+    logits.try_into_vec_as::<f32>().context("cannot read the logits from the device")
 }
 
 /// Bytes in, whole characters out. Bytes that are no UTF-8 come out as U+FFFD.
@@ -149,13 +139,8 @@ mod tests {
 
     #[test]
     fn any_bytes_come_out_as_the_lossy_text() {
-        let samples: [&[u8]; 5] = [
-            b"\xff",
-            b"a\xe2\x82b",
-            b"\xf0\x9f\x98",
-            b"\xc3\xc3\xa9\x80",
-            b"ok \xed\xa0\x80 \xc3",
-        ];
+        let samples: [&[u8]; 5] =
+            [b"\xff", b"a\xe2\x82b", b"\xf0\x9f\x98", b"\xc3\xc3\xa9\x80", b"ok \xed\xa0\x80 \xc3"];
         for bytes in samples {
             let (parts, rest) = stream(bytes);
             assert_eq!(parts.concat() + &rest, String::from_utf8_lossy(bytes));

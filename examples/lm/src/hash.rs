@@ -25,9 +25,7 @@ fn fnv1a_step(hash: u64, byte: u8) -> u64 {
 /// Random access is the point: the batch of step 1000 needs nothing from the 999 before it, so a
 /// resumed run sees the same data as one that was never stopped.
 pub fn mix(seed: u64, step: u64, index: u64) -> u64 {
-    [step, index]
-        .into_iter()
-        .fold(splitmix(seed), |h, word| splitmix(h ^ splitmix(word)))
+    [step, index].into_iter().fold(splitmix(seed), |h, word| splitmix(h ^ splitmix(word)))
 }
 
 fn splitmix(x: u64) -> u64 {
@@ -65,9 +63,6 @@ mod tests {
                 counts[(mix(7, step, index) % 10) as usize] += 1;
             }
         }
-        assert!(
-            counts.iter().all(|n| (900..1100).contains(n)),
-            "{counts:?} of 1000 each"
-        );
+        assert!(counts.iter().all(|n| (900..1100).contains(n)), "{counts:?} of 1000 each");
     }
 }

@@ -31,10 +31,7 @@ mod tests {
     use burn::tensor::TensorData;
 
     fn targets(values: &[i32]) -> Tensor<2, Int> {
-        Tensor::from_data(
-            TensorData::new(values.to_vec(), [1, values.len()]),
-            &test_device(),
-        )
+        Tensor::from_data(TensorData::new(values.to_vec(), [1, values.len()]), &test_device())
     }
 
     #[test]
@@ -50,13 +47,7 @@ mod tests {
         let right = cross_entropy(logits.clone(), targets(&[0, 1])).into_scalar::<f32>();
         let wrong = cross_entropy(logits, targets(&[1, 0])).into_scalar::<f32>();
         let expected = (1.0 + (-2.0_f32).exp()).ln();
-        assert!(
-            (right - expected).abs() < 1e-6,
-            "{right} against {expected}"
-        );
-        assert!(
-            (wrong - right - 2.0).abs() < 1e-6,
-            "{wrong} against {right} + 2"
-        );
+        assert!((right - expected).abs() < 1e-6, "{right} against {expected}");
+        assert!((wrong - right - 2.0).abs() < 1e-6, "{wrong} against {right} + 2");
     }
 }

@@ -12,10 +12,7 @@ use crate::hash::fnv1a;
 
 /// AdamW (0.9, 0.95) for `model`; `weight_decay` applies to tensors of two and more dimensions.
 pub fn adamw<M: Module>(model: &M, weight_decay: f32) -> ModuleOptimizer {
-    let config = AdamWConfig::new()
-        .with_beta_1(0.9)
-        .with_beta_2(0.95)
-        .with_epsilon(1e-8);
+    let config = AdamWConfig::new().with_beta_1(0.9).with_beta_2(0.95).with_epsilon(1e-8);
     let mut matrices = MatrixIds(Vec::new());
     model.visit(&mut matrices);
     config.clone().with_weight_decay(0.0).init().with_group(
@@ -74,18 +71,12 @@ pub fn clip_global_norm<M: Module>(
     max_norm: f32,
     device: &Device,
 ) -> (GradientsParams, Tensor<1>) {
-    let mut squares = SumOfSquares {
-        grads: &grads,
-        sum: Tensor::zeros([1], device),
-    };
+    let mut squares = SumOfSquares { grads: &grads, sum: Tensor::zeros([1], device) };
     model.visit(&mut squares);
     let norm = squares.sum.sqrt();
     // the small number keeps a gradient of zero at zero
     let factor = (norm.clone() + 1e-6).recip().mul_scalar(max_norm);
-    let mut scale = Scale {
-        grads: &mut grads,
-        factor: factor.clamp_max(1.0),
-    };
+    let mut scale = Scale { grads: &mut grads, factor: factor.clamp_max(1.0) };
     model.visit(&mut scale);
     (grads, norm)
 }
@@ -177,9 +168,7 @@ mod tests {
     fn only_matrices_decay() {
         let (mut model, _) = example();
         model.weight = model.weight.map(|t| t.ones_like().require_grad());
-        model.bias = model
-            .bias
-            .map(|bias| bias.map(|t| t.ones_like().require_grad()));
+        model.bias = model.bias.map(|bias| bias.map(|t| t.ones_like().require_grad()));
         let mut optimizer = adamw(&model, 0.5);
         let loss =
             (model.weight.val() * 0.0).sum() + (model.bias.as_ref().unwrap().val() * 0.0).sum();

@@ -208,9 +208,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let read = || -> Vec<Entry> {
             let text = fs::read_to_string(dir.path().join(LOG_FILE)).unwrap();
-            text.lines()
-                .map(|l| serde_json::from_str(l).unwrap())
-                .collect()
+            text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
         };
         let mut progress = Progress::new(dir.path(), 0, 9, 10).unwrap();
         for step in 1..=5 {

@@ -28,12 +28,7 @@ pub struct SamplingArgs {
 
 impl Default for SamplingArgs {
     fn default() -> Self {
-        Self {
-            temperature: 0.8,
-            top_k: 0,
-            top_p: 0.95,
-            seed: 42,
-        }
+        Self { temperature: 0.8, top_k: 0, top_p: 0.95, seed: 42 }
     }
 }
 
@@ -50,9 +45,7 @@ impl Sampler {
     ///
     /// When the temperature is negative or top-p is not in (0, 1].
     pub fn new(options: SamplingArgs) -> Result<Self> {
-        let SamplingArgs {
-            temperature, top_p, ..
-        } = options;
+        let SamplingArgs { temperature, top_p, .. } = options;
         ensure!(
             temperature >= 0.0 && temperature.is_finite(),
             "--temperature is {temperature}, but must be 0 or more"
@@ -90,10 +83,8 @@ impl Sampler {
 
 /// The bytes to choose from with their probabilities, likeliest first; they sum to 1.
 fn distribution(logits: &[f32], options: &SamplingArgs) -> Vec<(u8, f32)> {
-    let mut choices: Vec<(u8, f32)> = (0..=u8::MAX)
-        .zip(logits.iter().copied())
-        .filter(|(byte, _)| *byte != SEPARATOR)
-        .collect();
+    let mut choices: Vec<(u8, f32)> =
+        (0..=u8::MAX).zip(logits.iter().copied()).filter(|(byte, _)| *byte != SEPARATOR).collect();
     // a stable sort: of equal logits the lower byte comes first, on every machine
     choices.sort_by(|a, b| b.1.total_cmp(&a.1));
     let keep = match (options.temperature == 0.0, options.top_k) {
@@ -145,12 +136,7 @@ mod tests {
     }
 
     fn options(temperature: f32, top_k: usize, top_p: f32) -> SamplingArgs {
-        SamplingArgs {
-            temperature,
-            top_k,
-            top_p,
-            seed: 7,
-        }
+        SamplingArgs { temperature, top_k, top_p, seed: 7 }
     }
 
     fn bytes(options: &SamplingArgs) -> Vec<u8> {
@@ -166,11 +152,7 @@ mod tests {
         let mut sampler = Sampler::new(options(0.0, 3, 0.1)).unwrap();
         assert!((0..20).all(|_| sampler.sample(&logits()).unwrap() == 1));
         let flat = vec![0.0; 256];
-        assert_eq!(
-            sampler.sample(&flat).unwrap(),
-            1,
-            "the lowest byte of equals"
-        );
+        assert_eq!(sampler.sample(&flat).unwrap(), 1, "the lowest byte of equals");
     }
 
     #[test]
@@ -195,23 +177,14 @@ mod tests {
         assert!((first(1.0) - 0.5).abs() < 1e-5);
         assert!(first(0.5) > 0.7);
         assert!(first(100.0) < 0.26);
-        assert!(
-            (first(1e-6) - 1.0).abs() < 1e-6,
-            "no NaN at tiny temperatures"
-        );
+        assert!((first(1e-6) - 1.0).abs() < 1e-6, "no NaN at tiny temperatures");
     }
 
     #[test]
     fn frequencies_follow_the_probabilities_and_the_seed() {
         let draw = |seed| {
-            let mut sampler = Sampler::new(SamplingArgs {
-                seed,
-                ..options(1.0, 0, 1.0)
-            })
-            .unwrap();
-            let all: Vec<u8> = (0..4000)
-                .map(|_| sampler.sample(&logits()).unwrap())
-                .collect();
+            let mut sampler = Sampler::new(SamplingArgs { seed, ..options(1.0, 0, 1.0) }).unwrap();
+            let all: Vec<u8> = (0..4000).map(|_| sampler.sample(&logits()).unwrap()).collect();
             all
         };
         let bytes = draw(1);

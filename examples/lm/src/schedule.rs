@@ -38,11 +38,7 @@ mod tests {
     use super::*;
 
     fn schedule(warmup: usize, steps: usize) -> Schedule {
-        Schedule {
-            peak: 1e-3,
-            warmup,
-            steps,
-        }
+        Schedule { peak: 1e-3, warmup, steps }
     }
 
     fn close(a: f64, b: f64) {

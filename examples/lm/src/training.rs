@@ -78,13 +78,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         checkpoint.state
     });
 
-    let session = Session {
-        args,
-        config: &config,
-        corpus: &corpus,
-        device: &device,
-        run: &run,
-    };
+    let session = Session { args, config: &config, corpus: &corpus, device: &device, run: &run };
     let (model, state) = session.run(learner, start)?;
     report(&config, &model, &state, &device)
 }
@@ -199,13 +193,8 @@ impl Session<'_> {
                 progress.tick();
                 continue;
             }
-            let mut entry = Entry {
-                step: done,
-                loss: read(loss)?,
-                norm: read(norm)?,
-                rate,
-                valid_bits: None,
-            };
+            let mut entry =
+                Entry { step: done, loss: read(loss)?, norm: read(norm)?, rate, valid_bits: None };
             ensure!(
                 entry.loss.is_finite() && entry.norm.is_finite(),
                 "step {done}: the loss is {} and the gradient norm {}; the last checkpoint is from \
@@ -261,9 +250,7 @@ impl Session<'_> {
 }
 
 fn read(value: Tensor<1>) -> Result<f32> {
-    value
-        .try_into_scalar::<f32>()
-        .context("cannot read a result from the device")
+    value.try_into_scalar::<f32>().context("cannot read a result from the device")
 }
 
 /// The score and a sample, on stdout.

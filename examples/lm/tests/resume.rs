@@ -65,11 +65,7 @@ fn outcome(out: &Path, stdout: &str) -> (Vec<u8>, String, String) {
 
 /// Start a run and kill it as soon as the checkpoint of `at` is there.
 fn kill_at(out: &Path, at: usize) {
-    let mut child = train(out)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child = train(out).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let begin = Instant::now();
     while !step(out, at).exists() {
         assert!(
@@ -81,10 +77,7 @@ fn kill_at(out: &Path, at: usize) {
     // SIGKILL on Unix
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(
-        !step(out, STEPS).exists(),
-        "the run was over before the kill"
-    );
+    assert!(!step(out, STEPS).exists(), "the run was over before the kill");
 }
 
 #[test]
@@ -123,21 +116,11 @@ fn damage_and_misuse_are_explained() {
     let file = latest.join("model.bpk");
     let bytes = fs::read(&file).unwrap();
     fs::write(&file, &bytes[..1000]).unwrap();
-    for error in [
-        failure(&mut train(&out)),
-        failure(&mut generate(&latest, "--tokens 5")),
-    ] {
+    for error in [failure(&mut train(&out)), failure(&mut generate(&latest, "--tokens 5"))] {
         assert!(error.contains("model.bpk has 1000 bytes"), "{error}");
-        assert!(
-            error.contains(&format!("written with {}", bytes.len())),
-            "{error}"
-        );
+        assert!(error.contains(&format!("written with {}", bytes.len())), "{error}");
     }
-    assert_eq!(
-        fs::read(&file).unwrap().len(),
-        1000,
-        "nothing was repaired silently"
-    );
+    assert_eq!(fs::read(&file).unwrap().len(), 1000, "nothing was repaired silently");
 
     // the one before it still works, for both programs
     let earlier = step(&out, STEPS - 10);
@@ -148,10 +131,7 @@ fn damage_and_misuse_are_explained() {
     assert_eq!(text, success(&mut generate(&earlier, options)));
     fs::remove_dir_all(&latest).unwrap();
     success(&mut train(&out));
-    assert!(
-        fs::read(&file).unwrap() == bytes,
-        "the last steps were redone"
-    );
+    assert!(fs::read(&file).unwrap() == bytes, "the last steps were redone");
 
     // --fresh keeps the old run under another name
     success(train(&out).args(["--fresh", "--minutes", "0.0001"]));

@@ -145,11 +145,13 @@ impl<B: Backend + GlaOps, C: CheckpointStrategy> GlaOps for Autodiff<B, C> {
         let cell = Cell::<B>::default();
         state.cell = Some(cell.clone());
         let parent = prep.finish(state, o.clone());
-        let take = |which: usize, output: FloatTensor<B>| {
-            match Take.prepare::<C>([parent.node()]).compute_bound().stateful() {
-                OpsKind::Tracked(prep) => prep.finish((cell.clone(), which), output),
-                OpsKind::UnTracked(prep) => prep.finish(output),
-            }
+        let take = |which: usize, output: FloatTensor<B>| match Take
+            .prepare::<C>([parent.node()])
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prep) => prep.finish((cell.clone(), which), output),
+            OpsKind::UnTracked(prep) => prep.finish(output),
         };
         (take(0, o), take(1, final_state))
     }

@@ -6,9 +6,7 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
 use burn_cubecl::tensor::CubeTensor;
-use gla_kernels::{
-    BackwardArgs, Dims, ForwardArgs, Problem, RecurrentArgs, Sequences, Strategy,
-};
+use gla_kernels::{BackwardArgs, Dims, ForwardArgs, Problem, RecurrentArgs, Sequences, Strategy};
 
 use crate::{GlaGrads, GlaOps, GlaSpec, OptionalTensor};
 

@@ -18,14 +18,7 @@ impl GlaOps for Flex {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let gate = gate.into_option();
         check_gate(gate.as_ref());
-        portable::forward_parallel::<Self>(
-            q,
-            k,
-            v,
-            gate,
-            h0.into_option(),
-            &spec.args(),
-        )
+        portable::forward_parallel::<Self>(q, k, v, gate, h0.into_option(), &spec.args())
     }
 
     fn gla_backward(

@@ -165,9 +165,7 @@ pub fn gla(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, gate: Gate, options: GlaOpt
         let zeros = || Tensor::zeros(state, (&device, burn::tensor::DType::F32));
         return GlaOutput {
             output: Tensor::zeros([batch, time, heads, value_dim], (&device, v.dtype())),
-            final_state: options
-                .final_state
-                .then(|| options.initial_state.unwrap_or_else(zeros)),
+            final_state: options.final_state.then(|| options.initial_state.unwrap_or_else(zeros)),
         };
     }
     let gate = match gate {

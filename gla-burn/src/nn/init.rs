@@ -10,10 +10,7 @@ pub(super) fn normal(std: f64) -> Initializer {
 
 /// Projection `d_input -> d_output` without a bias.
 pub(super) fn projection(d_input: usize, d_output: usize, std: f64, device: &Device) -> Linear {
-    LinearConfig::new(d_input, d_output)
-        .with_bias(false)
-        .with_initializer(normal(std))
-        .init(device)
+    LinearConfig::new(d_input, d_output).with_bias(false).with_initializer(normal(std)).init(device)
 }
 
 /// Projection `d_input -> d_output` with a bias that starts at zero.

@@ -89,16 +89,11 @@ impl GlaMlp {
 
 impl ModuleDisplay for GlaMlp {
     fn custom_settings(&self) -> Option<DisplaySettings> {
-        DisplaySettings::new()
-            .with_new_line_after_attribute(false)
-            .optional()
+        DisplaySettings::new().with_new_line_after_attribute(false).optional()
     }
 
     fn custom_content(&self, content: Content) -> Option<Content> {
         let [hidden_size, inner_size] = self.gate_proj.weight.lazy_shape().dims();
-        content
-            .add("hidden_size", &hidden_size)
-            .add("inner_size", &inner_size)
-            .optional()
+        content.add("hidden_size", &hidden_size).add("inner_size", &inner_size).optional()
     }
 }

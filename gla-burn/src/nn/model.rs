@@ -80,12 +80,8 @@ impl GlaTransformerConfig {
             embeddings: EmbeddingConfig::new(vocab, hidden)
                 .with_initializer(normal(std))
                 .init(device),
-            layers: (0..self.num_hidden_layers)
-                .map(|_| block.init(device))
-                .collect(),
-            norm: RmsNormConfig::new(hidden)
-                .with_epsilon(self.norm_eps)
-                .init(device),
+            layers: (0..self.num_hidden_layers).map(|_| block.init(device)).collect(),
+            norm: RmsNormConfig::new(hidden).with_epsilon(self.norm_eps).init(device),
             lm_head: (!self.tie_word_embeddings).then(|| projection(hidden, vocab, std, device)),
         }
     }
@@ -244,9 +240,7 @@ impl GlaTransformer {
     pub fn init_state(&self, batch: usize, device: &Device) -> GlaState {
         let layers = self.layers.iter();
         GlaState {
-            layers: layers
-                .map(|layer| layer.attn.init_state(batch, device))
-                .collect(),
+            layers: layers.map(|layer| layer.attn.init_state(batch, device)).collect(),
             seen: 0,
         }
     }
@@ -270,10 +264,7 @@ impl GlaTransformer {
     fn expect_layers(&self, state: &GlaState) {
         let (found, expected) = (state.layers.len(), self.layers.len());
         if found != expected {
-            panic!(
-                "GlaTransformer: {}",
-                GlaStateError::Layers { found, expected }
-            );
+            panic!("GlaTransformer: {}", GlaStateError::Layers { found, expected });
         }
     }
 }

@@ -27,10 +27,7 @@ impl RmsNormConfig {
             self.epsilon
         );
 
-        RmsNorm {
-            weight: Initializer::Ones.init([self.d_model], device),
-            epsilon: self.epsilon,
-        }
+        RmsNorm { weight: Initializer::Ones.init([self.d_model], device), epsilon: self.epsilon }
     }
 }
 
@@ -94,16 +91,11 @@ impl RmsNorm {
 
 impl ModuleDisplay for RmsNorm {
     fn custom_settings(&self) -> Option<DisplaySettings> {
-        DisplaySettings::new()
-            .with_new_line_after_attribute(false)
-            .optional()
+        DisplaySettings::new().with_new_line_after_attribute(false).optional()
     }
 
     fn custom_content(&self, content: Content) -> Option<Content> {
         let [d_model] = self.weight.lazy_shape().dims();
-        content
-            .add("d_model", &d_model)
-            .add("epsilon", &self.epsilon)
-            .optional()
+        content.add("d_model", &d_model).add("epsilon", &self.epsilon).optional()
     }
 }

@@ -141,16 +141,11 @@ impl ShortConv {
 
 impl ModuleDisplay for ShortConv {
     fn custom_settings(&self) -> Option<DisplaySettings> {
-        DisplaySettings::new()
-            .with_new_line_after_attribute(false)
-            .optional()
+        DisplaySettings::new().with_new_line_after_attribute(false).optional()
     }
 
     fn custom_content(&self, content: Content) -> Option<Content> {
         let [channels, _, kernel_size] = self.weight.lazy_shape().dims();
-        content
-            .add("channels", &channels)
-            .add("kernel_size", &kernel_size)
-            .optional()
+        content.add("channels", &channels).add("kernel_size", &kernel_size).optional()
     }
 }

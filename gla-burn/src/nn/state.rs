@@ -131,10 +131,9 @@ impl LayerState {
                 let mut tensors = names.iter().zip(found).zip(expected);
                 tensors.try_for_each(|((name, found), expected)| check_shape(name, found, expected))
             }
-            (found, _) => Err(GlaStateError::Presence {
-                tensor: "conv".into(),
-                found: found.is_some(),
-            }),
+            (found, _) => {
+                Err(GlaStateError::Presence { tensor: "conv".into(), found: found.is_some() })
+            }
         }
     }
 

@@ -28,10 +28,7 @@ impl GlaState {
         for (i, layer) in self.layers.iter().enumerate() {
             let name = format!("layers.{i}.recurrent");
             let Some(recurrent) = &layer.recurrent else {
-                return Err(GlaStateError::Presence {
-                    tensor: name,
-                    found: false,
-                });
+                return Err(GlaStateError::Presence { tensor: name, found: false });
             };
             tensors.push(bridge::from_tensor(recurrent, name, None));
             for (kind, conv) in CONV.iter().zip(layer.conv.iter().flatten()) {
@@ -64,19 +61,14 @@ impl GlaState {
     /// [`GlaStateError::Content`] if it is not a state.
     pub fn load(path: impl AsRef<Path>, device: &Device) -> Result<Self, GlaStateError> {
         let path = path.as_ref();
-        let failed = |reason: String| GlaStateError::Read {
-            path: path.to_path_buf(),
-            reason,
-        };
+        let failed = |reason: String| GlaStateError::Read { path: path.to_path_buf(), reason };
         // read at once: a reader of the file would leave CPU tensors backed by it, whatever becomes
         // of it
         let bytes = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
         let reader = Reader::from_bytes(Bytes::from_bytes_vec(bytes))
             .map_err(|error| failed(error.to_string()))?;
-        read(reader, device).map_err(|reason| GlaStateError::Content {
-            path: path.to_path_buf(),
-            reason,
-        })
+        read(reader, device)
+            .map_err(|reason| GlaStateError::Content { path: path.to_path_buf(), reason })
     }
 }
 
@@ -105,10 +97,7 @@ fn read(reader: Reader, device: &Device) -> Result<GlaState, String> {
             (Some(q), Some(k), Some(v)) => Some([q, k, v]),
             _ => return Err(format!("some of layers.{i}.conv.{{q,k,v}} are missing")),
         };
-        layers.push(LayerState {
-            recurrent: Some(recurrent),
-            conv,
-        });
+        layers.push(LayerState { recurrent: Some(recurrent), conv });
     }
     match tensors.by_name.keys().next() {
         Some(name) => Err(format!("tensor {name} is not of a state")),

@@ -146,15 +146,7 @@ fn shrink<B: Backend, const D: usize>(
 type PieceGrads<B> = ((SourceGrads<B>, Num<B>), Num<B>);
 
 fn sequences<B: Backend>(problem: Problem<B>, d_o: Num<B>, d_final: Num<B>) -> PieceGrads<B> {
-    let Problem {
-        kind,
-        q,
-        k,
-        v,
-        gate,
-        h0,
-        ..
-    } = problem;
+    let Problem { kind, q, k, v, gate, h0, .. } = problem;
     let [_, time, ..]: [usize; 4] = q.dims();
     let chunks = Chunks::new(time);
     let decays = Decays::new(chunks, kind, q, k, gate);

@@ -47,19 +47,10 @@ impl<B: Backend> Channel<B> {
             blocks.sums(row / len, row % len, m)
         });
         let decays = sums.clone().matmul(gate).exp();
-        let source: Vec<usize> = (0..rows)
-            .map(|row| blocks.source(row / len, row % len))
-            .collect();
+        let source: Vec<usize> = (0..rows).map(|row| blocks.source(row / len, row % len)).collect();
         let decayed = Num::cat(vec![q.clone(), k.clone()], 4).select(4, &source) * decays.clone();
         let shape = [batch, heads, count, blocks.count(), len, key];
-        Self {
-            blocks,
-            q,
-            k,
-            sums,
-            decays: decays.reshape(shape),
-            decayed: decayed.reshape(shape),
-        }
+        Self { blocks, q, k, sums, decays: decays.reshape(shape), decayed: decayed.reshape(shape) }
     }
 
     pub fn decayed(&self) -> Decayed<B> {
@@ -166,9 +157,7 @@ impl Blocks {
     /// Keeps the pairs of each level that `and` keeps, `[1, 1, 1, levels, C, C]`.
     fn mask<B: Backend>(self, like: &Num<B>, and: impl Fn(usize, usize) -> bool) -> Mask<B> {
         let shape = [1, 1, 1, self.levels, self.len, self.len];
-        Mask::keep(shape, like, |[.., level, t, s]| {
-            (t ^ s) >> level == 1 && and(t, s)
-        })
+        Mask::keep(shape, like, |[.., level, t, s]| (t ^ s) >> level == 1 && and(t, s))
     }
 
     /// `[1, 1, 1, 1, C, C]`

@@ -41,11 +41,7 @@ pub fn forward_parallel<B: Backend>(
     h0: Option<FloatTensor<B>>,
     args: &Args,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    run::<B>(
-        Inputs { q, k, v, gate, h0 },
-        args,
-        Some(threads::available()),
-    )
+    run::<B>(Inputs { q, k, v, gate, h0 }, args, Some(threads::available()))
 }
 
 fn run<B: Backend>(
@@ -56,36 +52,24 @@ fn run<B: Backend>(
     let dtype = inputs.v.dtype();
     let problem = Problem::new(inputs, args);
     let pieces = Pieces::new(&problem, args, threads.is_some());
-    let parts = threads::map(&pieces.pieces, threads.unwrap_or(1), |piece| {
-        match piece.is_empty() {
+    let parts =
+        threads::map(&pieces.pieces, threads.unwrap_or(1), |piece| match piece.is_empty() {
             true => (None, piece.state(&problem.h0)),
             false => {
                 let (output, state) = sequences(problem.at(piece));
                 (Some(output), state)
             }
-        }
-    });
+        });
     let (outputs, states): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
     // without steps v is as empty as the output
     let output = pieces.join(outputs.into_iter().flatten().collect());
     let output = output.unwrap_or(problem.v);
     let state = pieces.join_states(states);
-    (
-        output.into_primitive(dtype),
-        state.into_primitive(DType::F32),
-    )
+    (output.into_primitive(dtype), state.into_primitive(DType::F32))
 }
 
 fn sequences<B: Backend>(problem: Problem<B>) -> (Num<B>, Num<B>) {
-    let Problem {
-        kind,
-        q,
-        k,
-        v,
-        gate,
-        h0,
-        ..
-    } = problem;
+    let Problem { kind, q, k, v, gate, h0, .. } = problem;
     let [_, time, ..]: [usize; 4] = q.dims();
     let chunks = Chunks::new(time);
     let decayed = Decays::new(chunks, kind, q, k, gate).decayed();

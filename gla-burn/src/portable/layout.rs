@@ -22,11 +22,7 @@ pub(super) struct Chunks {
 impl Chunks {
     pub fn new(time: usize) -> Self {
         let len = time.next_power_of_two().clamp(2, CHUNK);
-        Self {
-            time,
-            count: time.div_ceil(len),
-            len,
-        }
+        Self { time, count: time.div_ceil(len), len }
     }
 
     /// `[B, T, H, D]` to `[B, H, N, 1, C, D]`.
@@ -35,8 +31,7 @@ impl Chunks {
     pub fn rows<B: Backend>(self, x: Num<B>) -> Num<B> {
         let [batch, _, heads, dim] = x.dims();
         let x = self.pad(x, [batch, self.padding(), heads, dim]);
-        x.reshape([batch, self.count, 1, self.len, heads, dim])
-            .permute(&[0, 4, 1, 2, 3, 5])
+        x.reshape([batch, self.count, 1, self.len, heads, dim]).permute(&[0, 4, 1, 2, 3, 5])
     }
 
     /// Undoes [`rows`](Self::rows).
@@ -51,8 +46,7 @@ impl Chunks {
     pub fn steps<B: Backend>(self, x: Num<B>) -> Num<B> {
         let [batch, _, heads] = x.dims();
         let x = self.pad(x, [batch, self.padding(), heads]);
-        x.reshape([batch, 1, 1, self.count, self.len, heads])
-            .permute(&[0, 5, 1, 2, 3, 4])
+        x.reshape([batch, 1, 1, self.count, self.len, heads]).permute(&[0, 5, 1, 2, 3, 4])
     }
 
     /// Undoes [`steps`](Self::steps).
@@ -107,7 +101,5 @@ pub(super) fn sum_heads<B: Backend, const D: usize>(x: Num<B>, dim: usize, heads
     let after = shape[dim + 1..].iter().product();
     let mut summed = shape;
     summed[dim] = heads;
-    x.reshape([before, heads, groups, after])
-        .sum(2)
-        .reshape(summed)
+    x.reshape([before, heads, groups, after]).sum(2).reshape(summed)
 }

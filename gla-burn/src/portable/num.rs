@@ -129,9 +129,7 @@ impl<B: Backend> Num<B> {
     /// Zeroes what `mask` hides, by select; `mask` may broadcast this tensor to more elements.
     pub fn hide(self, mask: &Mask<B>) -> Self {
         let (shape, hidden) = (self.0.shape(), mask.0.clone());
-        let full = shape
-            .broadcast(&hidden.shape())
-            .expect("a mask that broadcasts");
+        let full = shape.broadcast(&hidden.shape()).expect("a mask that broadcasts");
         let tensor = match shape == full {
             true => self.0,
             false => B::float_expand(self.0, full.clone()),

@@ -74,15 +74,7 @@ impl<B: Backend> Problem<B> {
                 Num::zeros([rows, heads, key, value], &q)
             }
         };
-        Self {
-            kind: args.kind,
-            dtype,
-            q,
-            k,
-            v,
-            gate,
-            h0,
-        }
+        Self { kind: args.kind, dtype, q, k, v, gate, h0 }
     }
 
     /// A piece of the problem, which must have steps.
@@ -141,12 +133,8 @@ impl Pieces {
         let [batch, time, heads, key] = problem.q.dims();
         let [.., value]: [usize; 4] = problem.v.dims();
         let step = heads * key.max(value);
-        let all_heads = |batch: Range<usize>, time, rows| Piece {
-            batch,
-            time,
-            heads: 0..heads,
-            rows,
-        };
+        let all_heads =
+            |batch: Range<usize>, time, rows| Piece { batch, time, heads: 0..heads, rows };
         let (outer, dim): (Vec<Piece>, _) = match args.cu_seqlens {
             Some(bounds) => {
                 let sequence =
@@ -167,9 +155,7 @@ impl Pieces {
                 (first.map(some_rows).collect(), 0)
             }
         };
-        let steps = outer
-            .iter()
-            .map(|piece| piece.batch.len() * piece.time.len());
+        let steps = outer.iter().map(|piece| piece.batch.len() * piece.time.len());
         let longest = steps.max().unwrap_or(0);
         let groups = match small {
             true => (longest * step).div_ceil(PIECE).clamp(1, heads),
@@ -181,11 +167,7 @@ impl Pieces {
                 ..piece.clone()
             })
         };
-        Self {
-            pieces: outer.into_iter().flat_map(some_heads).collect(),
-            dim,
-            groups,
-        }
+        Self { pieces: outer.into_iter().flat_map(some_heads).collect(), dim, groups }
     }
 
     /// Joins the parts `[B, T, H, ..]` of the pieces that are not empty.
@@ -209,10 +191,8 @@ impl Pieces {
         heads: usize,
         outer: usize,
     ) -> Option<Num<B>> {
-        let joined: Vec<Num<B>> = parts
-            .chunks(self.groups)
-            .map(|group| Num::cat(group.to_vec(), heads))
-            .collect();
+        let joined: Vec<Num<B>> =
+            parts.chunks(self.groups).map(|group| Num::cat(group.to_vec(), heads)).collect();
         (!joined.is_empty()).then(|| Num::cat(joined, outer))
     }
 }

@@ -42,24 +42,14 @@ impl<B: Backend> Shared<B> {
         let [.., len, _]: [usize; 6] = q.dims();
         let future = Mask::keep([1, 1, 1, 1, len, len], &q, |[.., t, s]| s <= t);
         let decay = gate.map(|gate| Decay::new(gate, &future));
-        Self {
-            q,
-            k,
-            future,
-            decay,
-        }
+        Self { q, k, future, decay }
     }
 
     pub fn decayed(&self) -> Decayed<B> {
         let (q, k) = (self.q.clone(), self.k.clone());
         let scores = q.clone().matmul(k.clone().t());
         match &self.decay {
-            None => Decayed {
-                q,
-                k,
-                total: None,
-                scores: scores.hide(&self.future),
-            },
+            None => Decayed { q, k, total: None, scores: scores.hide(&self.future) },
             Some(decay) => Decayed {
                 q: q * decay.prefix.clone(),
                 k: k * decay.suffix.clone(),
@@ -71,12 +61,7 @@ impl<B: Backend> Shared<B> {
 
     /// The gate's gradient has shape `[B, H, 1, 1, N, C]`.
     pub fn backward(self, decayed: Decayed<B>, d: Decayed<B>) -> SourceGrads<B> {
-        let Self {
-            q,
-            k,
-            future,
-            decay,
-        } = self;
+        let Self { q, k, future, decay } = self;
         let Some(decay) = decay else {
             let d_scores = d.scores.hide(&future);
             return SourceGrads {
@@ -100,15 +85,14 @@ impl<B: Backend> Decay<B> {
         let [batch, heads, _, _, count, len] = gate.dims();
         let pairs = len * len;
         let columns = pairs + 2 * len;
-        let sums = Num::ones_where(
-            [1, 1, 1, 1, len, columns],
-            &gate,
-            |[.., m, column]| match column.checked_sub(pairs) {
-                None => column % len < m && m <= column / len,
-                Some(t) if t < len => m <= t,
-                Some(s) => m > s - len,
-            },
-        );
+        let sums =
+            Num::ones_where([1, 1, 1, 1, len, columns], &gate, |[.., m, column]| {
+                match column.checked_sub(pairs) {
+                    None => column % len < m && m <= column / len,
+                    Some(t) if t < len => m <= t,
+                    Some(s) => m > s - len,
+                }
+            });
         let decays = gate.matmul(sums.clone()).exp();
         let part = |range, columns| {
             let part = decays.slice(5, range);

@@ -51,8 +51,5 @@ pub fn step<B: Backend>(
     let state = state + k * v;
     let q = num(q).scale(scale).reshape([batch, heads, 1, key]);
     let output = q.matmul(state.clone()).reshape([batch, heads, value]);
-    (
-        output.into_primitive(out_dtype),
-        state.into_primitive(DType::F32),
-    )
+    (output.into_primitive(out_dtype), state.into_primitive(DType::F32))
 }

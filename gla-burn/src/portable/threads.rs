@@ -23,10 +23,7 @@ pub(super) fn map<T: Sync, R: Send>(
     let run = || {
         let mut done = Vec::new();
         loop {
-            let next = queue
-                .lock()
-                .expect("no panic while the queue is held")
-                .next();
+            let next = queue.lock().expect("no panic while the queue is held").next();
             let Some((at, item)) = next else {
                 return done;
             };

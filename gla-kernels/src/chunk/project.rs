@@ -12,8 +12,8 @@ use cubecl::prelude::*;
 use super::{StageSpec, cube_task};
 use crate::SUB;
 use crate::components::{
-    Role, Source, chunk_rows, contract, decay_between, decay_or_one, load_chunk, read_or_zero, row_of,
-    zero_rows,
+    Role, Source, chunk_rows, contract, decay_between, decay_or_one, load_chunk, read_or_zero,
+    row_of, zero_rows,
 };
 
 /// * `y`: `do [rows, H, V]` (Query) or `v [rows, Hk, V]` (Key)

@@ -12,8 +12,7 @@ use cubecl::prelude::*;
 use super::{StageSpec, cube_task};
 use crate::SUB;
 use crate::components::{
-    Source, chunk_rows, decay_between, load_chunk, load_chunk_decays,
-    scale_to_edge, zero_rows,
+    Source, chunk_rows, decay_between, load_chunk, load_chunk_decays, scale_to_edge, zero_rows,
 };
 
 /// * `q`: `[rows, H, width]`, `k`: `[rows, Hk, width]`

@@ -13,7 +13,8 @@ use cubecl::prelude::*;
 use super::{StageSpec, cube_task};
 use crate::SUB;
 use crate::components::{
-    Role, Source, chunk_rows, contract, decay_or_one, load_rows, read_or_zero, row_offset, zero_rows,
+    Role, Source, chunk_rows, contract, decay_or_one, load_rows, read_or_zero, row_offset,
+    zero_rows,
 };
 
 /// * `x`: `k [rows, Hk, K]` (Key) or `q [rows, H, K]` (Query)

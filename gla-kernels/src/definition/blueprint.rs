@@ -115,10 +115,7 @@ impl Blueprint {
             }
         }
         if limits.bindings < MAX_BINDINGS {
-            return Err(GlaError::Bindings {
-                requested: MAX_BINDINGS,
-                available: limits.bindings,
-            });
+            return Err(GlaError::Bindings { requested: MAX_BINDINGS, available: limits.bindings });
         }
         Ok(())
     }

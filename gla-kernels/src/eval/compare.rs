@@ -34,18 +34,14 @@ pub fn check<T: Copy + Into<f64>>(
 ) -> Result<Stats, String> {
     if reference.len() != got.len() {
         let (expected, got) = (reference.len(), got.len());
-        return Err(format!(
-            "{name}: got {got} elements, the reference has {expected}"
-        ));
+        return Err(format!("{name}: got {got} elements, the reference has {expected}"));
     }
     let (mut worst, mut max_abs) = (0, 0.0f64);
     let (mut error_sum, mut reference_sum) = (0.0, 0.0);
     for (at, (&expected, &got)) in reference.iter().zip(got).enumerate() {
         let got: f64 = got.into();
         if !expected.is_finite() || !got.is_finite() {
-            return Err(format!(
-                "{name}[{at}]: got {got}, the reference is {expected}"
-            ));
+            return Err(format!("{name}[{at}]: got {got}, the reference is {expected}"));
         }
         let error = (expected - got).abs();
         if error > max_abs {
@@ -57,10 +53,7 @@ pub fn check<T: Copy + Into<f64>>(
     let count = reference.len().max(1) as f64;
     let error_ratio = (error_sum / count).sqrt() / ((reference_sum / count).sqrt() + RMS_FLOOR);
     if max_abs <= abs_floor || error_ratio < ratio {
-        return Ok(Stats {
-            ratio: error_ratio,
-            max_abs,
-        });
+        return Ok(Stats { ratio: error_ratio, max_abs });
     }
     let (expected, got): (f64, f64) = (reference[worst], got[worst].into());
     Err(format!(
@@ -141,10 +134,7 @@ mod tests {
     fn equal_and_near_pass() {
         let reference = ramp(10);
         let got: Vec<f32> = reference.iter().map(|&x| x as f32).collect();
-        assert_eq!(
-            check("o", &reference, &got, 1e-9, 0.0),
-            Ok(Stats::default())
-        );
+        assert_eq!(check("o", &reference, &got, 1e-9, 0.0), Ok(Stats::default()));
         let near: Vec<f64> = reference.iter().map(|x| x * 1.001).collect();
         let stats = check("o", &reference, &near, 5e-3, 0.0).unwrap();
         assert!((stats.ratio - 1e-3).abs() < 1e-9 && (stats.max_abs - 5.5e-3).abs() < 1e-9);
@@ -154,10 +144,7 @@ mod tests {
     #[test]
     fn ratio_is_the_quotient_of_the_root_mean_squares() {
         let stats = check("o", &[3.0, 4.0], &[3.0, 3.5], 0.2, 0.0).unwrap();
-        assert!(
-            (stats.ratio - 0.1).abs() < 1e-9 && stats.max_abs == 0.5,
-            "{stats:?}"
-        );
+        assert!((stats.ratio - 0.1).abs() < 1e-9 && stats.max_abs == 0.5, "{stats:?}");
     }
 
     #[test]
@@ -181,10 +168,7 @@ mod tests {
         got.swap(4, 5);
         got[7] += 2.0;
         let message = fails(&reference, &got);
-        assert!(
-            message.contains("max abs error 2.000e0 at 7 of 9: got 5.5"),
-            "{message}"
-        );
+        assert!(message.contains("max abs error 2.000e0 at 7 of 9: got 5.5"), "{message}");
         let reversed: Vec<f64> = reference.iter().rev().copied().collect();
         fails(&reference, &reversed);
     }
@@ -212,9 +196,7 @@ mod tests {
     fn rounding_agrees_with_half() {
         // every exponent of f32 and mantissas around the ties of both types
         for high in 0..=0xffffu32 {
-            for low in [
-                0, 1, 0x0fff, 0x1000, 0x1001, 0x7fff, 0x8000, 0x8001, 0xf000, 0xffff,
-            ] {
+            for low in [0, 1, 0x0fff, 0x1000, 0x1001, 0x7fff, 0x8000, 0x8001, 0xf000, 0xffff] {
                 let x = f32::from_bits((high << 16) | low);
                 let (f16, bf16) = (half::f16::from_f32(x), half::bf16::from_f32(x));
                 for (dtype, expected) in [
@@ -224,10 +206,7 @@ mod tests {
                 ] {
                     let got = dtype.round(f64::from(x));
                     let same = got.to_bits() == expected.to_bits();
-                    assert!(
-                        same || got.is_nan() && expected.is_nan(),
-                        "{dtype:?} {x:e}: {got:e}"
-                    );
+                    assert!(same || got.is_nan() && expected.is_nan(), "{dtype:?} {x:e}: {got:e}");
                 }
             }
         }
@@ -238,10 +217,7 @@ mod tests {
         let exact = Case::parse("scalar-ls1-t9-k5-v3-h2-init").unwrap().inputs();
         let mut inputs = exact.clone();
         inputs.round_to(RefDType::BF16, false);
-        assert_eq!(
-            (&inputs.gate, &inputs.initial_state),
-            (&exact.gate, &exact.initial_state)
-        );
+        assert_eq!((&inputs.gate, &inputs.initial_state), (&exact.gate, &exact.initial_state));
         assert!(inputs.q != exact.q && inputs.k != exact.k && inputs.v != exact.v);
         inputs.round_to(RefDType::BF16, true);
         assert_ne!(inputs.gate, exact.gate);

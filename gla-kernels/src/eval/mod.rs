@@ -12,8 +12,8 @@ mod one_shape;
 pub mod problems;
 pub mod reference;
 
-pub use one_shape::one_shape;
 pub use compare::{ABS_FLOOR, RefDType, Stats, check};
+pub use one_shape::one_shape;
 pub use problems::{Case, CaseGate, GateValues, large, small};
 pub use reference::{RefGate, RefGrads, RefInputs, RefOutputs, backward, forward};
 
@@ -121,15 +121,9 @@ mod tests {
         for gate in ["none", "fixed", "scalar", "vector"] {
             let of_gate: Vec<_> = all.iter().filter(|id| id.starts_with(gate)).collect();
             let values = if gate == "none" { "" } else { values };
-            for part in [values, times, packed, dims, heads]
-                .join(" ")
-                .split_whitespace()
-            {
+            for part in [values, times, packed, dims, heads].join(" ").split_whitespace() {
                 let part = format!("-{part}-");
-                assert!(
-                    of_gate.iter().any(|id| id.contains(&part)),
-                    "{gate} without {part}"
-                );
+                assert!(of_gate.iter().any(|id| id.contains(&part)), "{gate} without {part}");
             }
             for (init, last) in [(false, false), (false, true), (true, false), (true, true)] {
                 let flags = |id: &str| (id.contains("-init-"), id.contains("-final-"));
@@ -148,14 +142,8 @@ mod tests {
             let grads = backward(&inputs, &d_o, d_final.as_deref());
             let dgate = grads.dgate.unwrap_or_default();
             assert!(dgate.iter().all(|x| x.is_finite()), "{}", case.id);
-            let of_order_one = [
-                outputs.o,
-                outputs.final_state,
-                grads.dq,
-                grads.dk,
-                grads.dv,
-                grads.dh0,
-            ];
+            let of_order_one =
+                [outputs.o, outputs.final_state, grads.dq, grads.dk, grads.dv, grads.dh0];
             for x in of_order_one.concat() {
                 assert!(x.abs() < 100.0, "{}: {x}", case.id);
             }

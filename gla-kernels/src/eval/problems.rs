@@ -177,9 +177,7 @@ impl Case {
         let (mut key_dim, mut value_dim, mut cu_seqlens) = (None, None, None);
         let (mut initial_state, mut final_grad) = (false, false);
         for part in parts {
-            let digits = part
-                .find(|c: char| c.is_ascii_digit())
-                .unwrap_or(part.len());
+            let digits = part.find(|c: char| c.is_ascii_digit()).unwrap_or(part.len());
             let (name, number) = part.split_at(digits);
             let size = || number.parse::<usize>().map_err(|_| wrong(part));
             match name {
@@ -228,10 +226,7 @@ impl Case {
     /// to 64) to keep state and output of order 1 without decay too.
     pub fn inputs(&self) -> RefInputs {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(self.seed);
-        let (steps, kv_steps) = (
-            self.batch * self.time,
-            self.batch * self.time * self.kv_heads,
-        );
+        let (steps, kv_steps) = (self.batch * self.time, self.batch * self.time * self.kv_heads);
         let k_size = (self.time.clamp(1, 64) as f64).sqrt().recip();
         RefInputs {
             batch: self.batch,
@@ -245,9 +240,7 @@ impl Case {
             q: normals(&mut rng, steps * self.heads * self.key_dim, 1.0),
             k: normals(&mut rng, kv_steps * self.key_dim, k_size),
             v: normals(&mut rng, kv_steps * self.value_dim, 1.0),
-            initial_state: self
-                .initial_state
-                .then(|| normals(&mut rng, self.state_len(), 1.0)),
+            initial_state: self.initial_state.then(|| normals(&mut rng, self.state_len(), 1.0)),
             gate: match self.gate {
                 CaseGate::None => RefGate::None,
                 CaseGate::Fixed => RefGate::Fixed(self.gate(&mut rng, 1, self.heads)),
@@ -261,22 +254,13 @@ impl Case {
     /// standard normal, exact in f32.
     pub fn grads_in(&self) -> (Vec<f64>, Option<Vec<f64>>) {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(!self.seed);
-        let d_o = normals(
-            &mut rng,
-            self.batch * self.time * self.heads * self.value_dim,
-            1.0,
-        );
-        let d_final = self
-            .final_grad
-            .then(|| normals(&mut rng, self.state_len(), 1.0));
+        let d_o = normals(&mut rng, self.batch * self.time * self.heads * self.value_dim, 1.0);
+        let d_final = self.final_grad.then(|| normals(&mut rng, self.state_len(), 1.0));
         (d_o, d_final)
     }
 
     fn state_len(&self) -> usize {
-        let sequences = self
-            .cu_seqlens
-            .as_ref()
-            .map_or(self.batch, |bounds| bounds.len() - 1);
+        let sequences = self.cu_seqlens.as_ref().map_or(self.batch, |bounds| bounds.len() - 1);
         sequences * self.heads * self.key_dim * self.value_dim
     }
 
@@ -288,10 +272,7 @@ impl Case {
             GateValues::AlternatingChannels(_, odd) => odd,
             GateValues::MixedTime => MIXED[rng.random_range(0..MIXED.len())],
         };
-        (0..rows * channels)
-            .map(value)
-            .map(|x| RefDType::F32.round(x))
-            .collect()
+        (0..rows * channels).map(value).map(|x| RefDType::F32.round(x)).collect()
     }
 }
 
@@ -310,9 +291,7 @@ impl GateValues {
 }
 
 fn normals(rng: &mut Xoshiro256PlusPlus, len: usize, size: f64) -> Vec<f64> {
-    (0..len)
-        .map(|_| RefDType::F32.round(size * normal(rng)))
-        .collect()
+    (0..len).map(|_| RefDType::F32.round(size * normal(rng))).collect()
 }
 
 /// Standard normal, by Box and Muller.
@@ -334,21 +313,12 @@ mod tests {
     #[test]
     fn an_id_is_read_back() {
         let case = Case::parse("vector-m50-b2-t65-k33-v20-h4-kv2-init").unwrap();
-        assert_eq!(
-            (case.batch, case.time, case.key_dim, case.value_dim),
-            (2, 65, 33, 20)
-        );
+        assert_eq!((case.batch, case.time, case.key_dim, case.value_dim), (2, 65, 33, 20));
         assert_eq!((case.heads, case.kv_heads), (4, 2));
-        assert_eq!(
-            (case.gate, case.gate_values),
-            (CaseGate::Vector, GateValues::Constant(-50.0))
-        );
+        assert_eq!((case.gate, case.gate_values), (CaseGate::Vector, GateValues::Constant(-50.0)));
         assert_eq!((case.initial_state, case.final_grad), (true, false));
         let packed = Case::parse("none-cu0.5.5.9-k3-v2-h1-final").unwrap();
-        assert_eq!(
-            (packed.time, packed.kv_heads, packed.final_grad),
-            (9, 1, true)
-        );
+        assert_eq!((packed.time, packed.kv_heads, packed.final_grad), (9, 1, true));
         assert_eq!(packed.cu_seqlens, Some(vec![0, 5, 5, 9]));
         let strong = Case::parse("fixed-m1e4-t1-k1-v1-h1").unwrap();
         assert_eq!(strong.inputs().gate, RefGate::Fixed(vec![-1e4]));
@@ -371,10 +341,7 @@ mod tests {
 
     #[test]
     fn numbers_are_repeatable_and_exact_in_f32() {
-        for id in [
-            "vector-ls1-b2-t9-k5-v3-h2-init-final",
-            "scalar-mixed-t40-k5-v3-h4-kv2",
-        ] {
+        for id in ["vector-ls1-b2-t9-k5-v3-h2-init-final", "scalar-mixed-t40-k5-v3-h4-kv2"] {
             let case = Case::parse(id).unwrap();
             let inputs = case.inputs();
             assert_eq!(inputs, case.inputs());
@@ -382,19 +349,9 @@ mod tests {
             let mut rounded = inputs.clone();
             rounded.round_to(RefDType::F32, true);
             assert_eq!(inputs, rounded);
-            assert!(
-                inputs
-                    .gate
-                    .values()
-                    .unwrap()
-                    .iter()
-                    .all(|&g| (-1e4..=0.0).contains(&g))
-            );
+            assert!(inputs.gate.values().unwrap().iter().all(|&g| (-1e4..=0.0).contains(&g)));
         }
         let alternating = Case::parse("vector-alt-t2-k3-v1-h1").unwrap().inputs().gate;
-        assert_eq!(
-            alternating,
-            RefGate::Vector(vec![0.0, -50.0, 0.0, 0.0, -50.0, 0.0])
-        );
+        assert_eq!(alternating, RefGate::Vector(vec![0.0, -50.0, 0.0, 0.0, -50.0, 0.0]));
     }
 }

@@ -278,10 +278,7 @@ pub fn backward(inputs: &RefInputs, d_o: &[f64], d_final: Option<&[f64]>) -> Ref
                 let (q_row, kv_row) = (inputs.q_row(step, head), inputs.kv_row(step, head));
                 let (before, after) = (&states[t], &states[t + 1]);
                 let (q, d_o) = (&inputs.q[span(q_row, key_dim)], &d_o[span(q_row, width)]);
-                let (k, v) = (
-                    &inputs.k[span(kv_row, key_dim)],
-                    &inputs.v[span(kv_row, width)],
-                );
+                let (k, v) = (&inputs.k[span(kv_row, key_dim)], &inputs.v[span(kv_row, width)]);
                 let dq = &mut grads.dq[span(q_row, key_dim)];
                 let dk = &mut grads.dk[span(kv_row, key_dim)];
                 let dv = &mut grads.dv[span(kv_row, width)];

@@ -124,11 +124,10 @@ impl Prepared {
     ) -> Result<(Vec<Vec<f32>>, Option<Vec<f32>>), String> {
         let [q, k, v] = self.qkv(client);
         let inputs = &self.inputs;
-        let [dq, dk, dv] = [&inputs.q, &inputs.k, &inputs.v]
-            .map(|like| poison(client, like.len(), self.dtype));
+        let [dq, dk, dv] =
+            [&inputs.q, &inputs.k, &inputs.v].map(|like| poison(client, like.len(), self.dtype));
         let dh0 = poison(client, self.problem.state_len(), RefDType::F32);
-        let dgate =
-            inputs.gate.values().map(|like| poison(client, like.len(), RefDType::F32));
+        let dgate = inputs.gate.values().map(|like| poison(client, like.len(), RefDType::F32));
         let args = BackwardArgs {
             q,
             k,
@@ -160,10 +159,8 @@ impl Prepared {
         let reference = eval::forward(&self.inputs);
         let expected = [("o", &reference.o), ("final_state", &reference.final_state)];
         let mut errors = Vec::new();
-        let forms = [
-            ("chunk", self.forward(client, strategy)),
-            ("recurrent", self.recurrent(client)),
-        ];
+        let forms =
+            [("chunk", self.forward(client, strategy)), ("recurrent", self.recurrent(client))];
         for (form, outputs) in forms {
             match outputs {
                 Ok(outputs) => {
@@ -177,8 +174,7 @@ impl Prepared {
         }
         match self.backward(client, strategy) {
             Ok((grads, dgate)) => {
-                let reference =
-                    eval::backward(&self.inputs, &self.d_o, self.d_final.as_deref());
+                let reference = eval::backward(&self.inputs, &self.d_o, self.d_final.as_deref());
                 let names = ["dq", "dk", "dv", "dh0"];
                 let expected = [&reference.dq, &reference.dk, &reference.dv, &reference.dh0];
                 for ((name, expected), got) in names.iter().zip(expected).zip(&grads) {

@@ -43,10 +43,7 @@ fn main() -> Result<()> {
     unsafe { device::pin_default_device() };
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("error"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 
     let mut sampler = Sampler::new(cli.sampling)?;
     let run = match cli.checkpoint {
@@ -67,9 +64,7 @@ fn main() -> Result<()> {
         path.display(),
         checkpoint.state.valid_bits
     );
-    let model = checkpoint
-        .load_model(config.model.init(&chosen.device))?
-        .valid();
+    let model = checkpoint.load_model(config.model.init(&chosen.device))?.valid();
 
     let mut out = std::io::stdout().lock();
     out.write_all(cli.prompt.as_bytes())?;

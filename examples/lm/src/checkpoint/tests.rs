@@ -21,17 +21,12 @@ fn weights(model: &Linear) -> Vec<f32> {
 }
 
 fn steps(run: &Path) -> Vec<usize> {
-    list(run)
-        .unwrap()
-        .into_iter()
-        .map(|(step, _)| step)
-        .collect()
+    list(run).unwrap().into_iter().map(|(step, _)| step).collect()
 }
 
 fn save(run: &RunFolder, step: usize, bits: f64, keep: usize) {
     let (model, optimizer) = example();
-    run.save(State::new(step, bits, 1.5), model, &optimizer, keep)
-        .unwrap();
+    run.save(State::new(step, bits, 1.5), model, &optimizer, keep).unwrap();
 }
 
 #[test]
@@ -39,14 +34,10 @@ fn what_is_saved_comes_back() {
     let dir = tempfile::tempdir().unwrap();
     let run = RunFolder::open(dir.path()).unwrap();
     let (model, mut optimizer) = example();
-    run.save(State::new(7, 2.5, 1.5), model.clone(), &optimizer, 2)
-        .unwrap();
+    run.save(State::new(7, 2.5, 1.5), model.clone(), &optimizer, 2).unwrap();
 
     let checkpoint = Checkpoint::latest(dir.path()).unwrap().unwrap();
-    assert_eq!(
-        (checkpoint.state.step, checkpoint.state.valid_bits),
-        (7, 2.5)
-    );
+    assert_eq!((checkpoint.state.step, checkpoint.state.valid_bits), (7, 2.5));
     let (other, _) = example();
     let loaded = checkpoint.load_model(other).unwrap();
     assert_eq!(weights(&loaded), weights(&model));
@@ -101,11 +92,7 @@ fn damage_is_named_and_the_earlier_checkpoint_still_loads() {
 
     let error = message(&whole[..whole.len() / 2]);
     assert!(error.contains(MODEL), "{error}");
-    let sizes = format!(
-        "{} bytes, but was written with {}",
-        whole.len() / 2,
-        whole.len()
-    );
+    let sizes = format!("{} bytes, but was written with {}", whole.len() / 2, whole.len());
     assert!(error.contains(&sizes), "{error}");
     assert!(error.contains("to go on from"), "{error}");
     assert!(error.contains("step-00000010"), "{error}");

@@ -107,10 +107,7 @@ fn closure() -> Result<Vec<Crate>> {
 /// Ids of all packages that ours reaches other than for its tests.
 fn reachable(metadata: &Metadata) -> Option<HashSet<&str>> {
     let resolve = metadata.resolve.as_ref()?;
-    let own = metadata
-        .packages
-        .iter()
-        .find(|p| p.name.as_str() == env!("CARGO_PKG_NAME"))?;
+    let own = metadata.packages.iter().find(|p| p.name.as_str() == env!("CARGO_PKG_NAME"))?;
     let mut reached = HashSet::new();
     let mut open = vec![own.id.repr.as_str()];
     while let Some(id) = open.pop() {
@@ -119,9 +116,7 @@ fn reachable(metadata: &Metadata) -> Option<HashSet<&str>> {
         }
         let node = resolve.nodes.iter().find(|n| n.id.repr == id)?;
         let needed = node.deps.iter().filter(|dep| {
-            dep.dep_kinds
-                .iter()
-                .any(|kind| kind.kind != DependencyKind::Development)
+            dep.dep_kinds.iter().any(|kind| kind.kind != DependencyKind::Development)
         });
         open.extend(needed.map(|dep| dep.pkg.repr.as_str()));
     }
@@ -160,13 +155,8 @@ fn registry() -> Result<Vec<Crate>> {
 fn named(root: PathBuf) -> Option<Crate> {
     let folder = root.file_name()?.to_str()?;
     let digits = |rest: &str| rest.starts_with(|c: char| c.is_ascii_digit());
-    let (at, _) = folder
-        .match_indices('-')
-        .find(|(at, _)| digits(&folder[at + 1..]))?;
-    Some(Crate {
-        name: folder[..at].to_string(),
-        root,
-    })
+    let (at, _) = folder.match_indices('-').find(|(at, _)| digits(&folder[at + 1..]))?;
+    Some(Crate { name: folder[..at].to_string(), root })
 }
 
 /// The `license` line of a published manifest, which cargo has normalised to one line.
@@ -231,10 +221,7 @@ mod tests {
     fn folders_of_the_registry_give_names() {
         let name = |folder: &str| named(PathBuf::from(folder)).map(|c| c.name);
         assert_eq!(name("serde-1.0.2").as_deref(), Some("serde"));
-        assert_eq!(
-            name("linux-raw-sys-0.12.1").as_deref(),
-            Some("linux-raw-sys")
-        );
+        assert_eq!(name("linux-raw-sys-0.12.1").as_deref(), Some("linux-raw-sys"));
         assert_eq!(name("sha-1-0.10.1").as_deref(), Some("sha"));
         assert_eq!(name("README"), None);
     }

@@ -80,9 +80,7 @@ impl GatedLinearAttentionConfig {
                     .init(device)
             })
         };
-        let norm = RmsNormConfig::new(heads.v_dim)
-            .with_epsilon(self.norm_eps)
-            .init(device);
+        let norm = RmsNormConfig::new(heads.v_dim).with_epsilon(self.norm_eps).init(device);
         let (g_norm_swish_gate, g_norm) = match self.use_output_gate {
             true => (Some(norm), None),
             false => (None, Some(norm)),
@@ -145,10 +143,8 @@ impl GatedLinearAttentionConfig {
             );
             dim / num
         };
-        let (k_dim, v_dim) = (
-            head_dim("expand_k", self.expand_k),
-            head_dim("expand_v", self.expand_v),
-        );
+        let (k_dim, v_dim) =
+            (head_dim("expand_k", self.expand_k), head_dim("expand_v", self.expand_v));
 
         assert!(
             num.is_multiple_of(num_kv),
@@ -169,22 +165,13 @@ impl GatedLinearAttentionConfig {
             "GatedLinearAttentionConfig: clamp_min must be at most 0, got {:?}",
             self.clamp_min
         );
-        Heads {
-            num,
-            num_kv,
-            k_dim,
-            v_dim,
-        }
+        Heads { num, num_kv, k_dim, v_dim }
     }
 }
 
 impl Heads {
     /// Widths of all queries, keys and values.
     fn widths(&self) -> [usize; 3] {
-        [
-            self.num * self.k_dim,
-            self.num_kv * self.k_dim,
-            self.num_kv * self.v_dim,
-        ]
+        [self.num * self.k_dim, self.num_kv * self.k_dim, self.num_kv * self.v_dim]
     }
 }

@@ -190,10 +190,7 @@ impl GatedLinearAttention {
 
         // constants for the op, also if the state was made on an autodiff device
         state.recurrent = state.recurrent.take().map(Tensor::without_autodiff);
-        state.conv = state
-            .conv
-            .take()
-            .map(|conv| conv.map(Tensor::without_autodiff));
+        state.conv = state.conv.take().map(|conv| conv.map(Tensor::without_autodiff));
     }
 
     fn operands(&self, x: Tensor<3>, conv: Option<&mut [Tensor<3>; 3]>) -> Operands {
@@ -210,11 +207,7 @@ impl GatedLinearAttention {
         let [q, k, v] = self.convolve(qkv, conv);
 
         let [down, up] = &self.gk_proj;
-        let logits = heads(
-            up.forward(down.forward(x)),
-            self.num_kv_heads,
-            self.head_k_dim,
-        );
+        let logits = heads(up.forward(down.forward(x)), self.num_kv_heads, self.head_k_dim);
         let log_gate = log_sigmoid(logits) / self.gate_logit_normalizer;
         Operands {
             q: map(heads(q, self.num_heads, self.head_k_dim)),
@@ -235,11 +228,9 @@ impl GatedLinearAttention {
         let [xq, xk, xv] = qkv;
         match cache {
             None => [q.forward(xq), k.forward(xk), v.forward(xv)],
-            Some([cq, ck, cv]) => [
-                q.forward_cached(xq, cq),
-                k.forward_cached(xk, ck),
-                v.forward_cached(xv, cv),
-            ],
+            Some([cq, ck, cv]) => {
+                [q.forward_cached(xq, cq), k.forward_cached(xk, ck), v.forward_cached(xv, cv)]
+            }
         }
     }
 
@@ -248,23 +239,19 @@ impl GatedLinearAttention {
     fn output(&self, output: Tensor<4>, x: Tensor<3>) -> Tensor<3> {
         let [batch, tokens, heads, v_dim] = output.dims();
         let output = match (&self.g_proj, &self.g_norm_swish_gate, &self.g_norm) {
-            (Some(gate), Some(norm), _) => norm.forward_gated(
-                output,
-                gate.forward(x).reshape([batch, tokens, heads, v_dim]),
-            ),
+            (Some(gate), Some(norm), _) => {
+                norm.forward_gated(output, gate.forward(x).reshape([batch, tokens, heads, v_dim]))
+            }
             (_, _, Some(norm)) => norm.forward(output),
             _ => unreachable!("a layer has a gated or a plain output norm"),
         };
-        self.o_proj
-            .forward(output.reshape([batch, tokens, heads * v_dim]))
+        self.o_proj.forward(output.reshape([batch, tokens, heads * v_dim]))
     }
 }
 
 impl ModuleDisplay for GatedLinearAttention {
     fn custom_settings(&self) -> Option<DisplaySettings> {
-        DisplaySettings::new()
-            .with_new_line_after_attribute(false)
-            .optional()
+        DisplaySettings::new().with_new_line_after_attribute(false).optional()
     }
 
     fn custom_content(&self, content: Content) -> Option<Content> {
