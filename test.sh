@@ -58,7 +58,7 @@ fi
 # builds Burn again
 if cargo nextest --version >/dev/null 2>&1; then
     cargo nextest run --release --workspace --all-targets "$@"
-    report="$CARGO_TARGET_DIR/nextest/default/junit.xml"
+    report=target/nextest/default/junit.xml
     skipped=$(grep -c 'SKIPPED' "$report" 2>/dev/null) || skipped=${skipped:-0}
 else
     cargo test --release --workspace --all-targets "$@" -- --show-output | tee "$scratch/log"

@@ -40,7 +40,7 @@ fn run(set: Set, gate: CaseGate, dtype: RefDType) {
         }
         let filter = std::env::var("GLA_CASE").unwrap_or_default();
         cases.retain(|case| case.gate == gate && case.id.contains(&filter));
-        check(&device.name, &device.client, &cases, dtype, Strategy::Inferred);
+        check(device.name, &device.client, &cases, dtype, Strategy::Inferred);
     }
 }
 

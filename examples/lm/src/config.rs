@@ -34,7 +34,7 @@ pub struct TrainArgs {
     /// Cap of the corpus in megabytes [default: 24 for the dependencies, none for --data]
     #[arg(long)]
     pub corpus_mb: Option<usize>,
-    /// Folder for checkpoints, log and config.json [default: runs/<preset>]
+    /// Folder for checkpoints, log and config.json [default: runs/PRESET]
     #[arg(long)]
     pub out: Option<PathBuf>,
     /// Move an earlier run in that folder aside and start anew; without this it is resumed

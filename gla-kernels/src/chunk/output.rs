@@ -95,7 +95,7 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
                     w = decay_between(&totals, b + 1, blocks, c, SUB);
                 }
                 for r in 0..SUB {
-                    xs[column * SUB + r] = xs[column * SUB + r] * w;
+                    xs[column * SUB + r] *= w;
                 }
             }
             sync_cube();

@@ -93,13 +93,11 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
             SUB,
             blueprint.instruction,
         );
-        if is_key && gated {
-            if block == 0 && i < key_dim {
-                for d in 0..SUB {
-                    let offset = state_at + i * value_dim + j0 + d;
-                    let state = read_or_zero::<f32>(others, offset, j0 + d < value_dim);
-                    overlap += state * tile[d * cols + col];
-                }
+        if is_key && gated && block == 0 && i < key_dim {
+            for d in 0..SUB {
+                let offset = state_at + i * value_dim + j0 + d;
+                let state = read_or_zero::<f32>(others, offset, j0 + d < value_dim);
+                overlap += state * tile[d * cols + col];
             }
         }
         sync_cube();

@@ -131,12 +131,12 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
                     for walk in 0..SUB {
                         if is_key {
                             let to = at + (SUB - 1 - walk) * SUB;
-                            xs[to] = xs[to] * w;
+                            xs[to] *= w;
                             w *= decays[to];
                         } else {
                             let to = at + walk * SUB;
                             w *= decays[to];
-                            xs[to] = xs[to] * w;
+                            xs[to] *= w;
                         }
                     }
                     totals[c] = w;
@@ -149,7 +149,7 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
             }
             if !is_key {
                 for at in range_stepped(unit, comptime!(SUB * cols), units) {
-                    ys[at] = ys[at] * scale;
+                    ys[at] *= scale;
                 }
                 sync_cube();
             }

@@ -139,14 +139,14 @@ pub fn scale_to_edge(
         if is_key {
             for step in 0..SUB {
                 let row = at + (SUB - 1 - step);
-                x[row] = x[row] * w;
+                x[row] *= w;
                 w *= decays[row];
             }
         } else {
             for step in 0..SUB {
                 let row = at + step;
                 w *= decays[row];
-                x[row] = x[row] * w;
+                x[row] *= w;
             }
         }
         totals[column] = w;

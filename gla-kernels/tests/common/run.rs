@@ -27,6 +27,14 @@ pub fn tolerances(dtype: RefDType) -> (f64, f64) {
     }
 }
 
+/// What the backward wrote.
+pub struct Gradients {
+    /// dq, dk, dv, dh0
+    pub grads: Vec<Vec<f32>>,
+    /// Of the gate, if there is one.
+    pub dgate: Option<Vec<f32>>,
+}
+
 /// A case made ready for a device: inputs rounded to its type.
 pub struct Prepared {
     pub case: Case,
@@ -116,12 +124,8 @@ impl Prepared {
         Ok([download(client, o, self.dtype)?, download(client, state, RefDType::F32)?])
     }
 
-    /// The chunked backward: dq, dk, dv, dh0, dgate.
-    pub fn backward(
-        &self,
-        client: &Client,
-        strategy: Strategy,
-    ) -> Result<(Vec<Vec<f32>>, Option<Vec<f32>>), String> {
+    /// The chunked backward; outputs are poisoned with NaN before.
+    pub fn backward(&self, client: &Client, strategy: Strategy) -> Result<Gradients, String> {
         let [q, k, v] = self.qkv(client);
         let inputs = &self.inputs;
         let [dq, dk, dv] =
@@ -150,7 +154,7 @@ impl Prepared {
             download(client, dh0, RefDType::F32)?,
         ];
         let dgate = dgate.map(|d| download(client, d, RefDType::F32)).transpose()?;
-        Ok((grads, dgate))
+        Ok(Gradients { grads, dgate })
     }
 
     /// Forward in both forms and backward against the reference; the errors, if any.
@@ -173,7 +177,7 @@ impl Prepared {
             }
         }
         match self.backward(client, strategy) {
-            Ok((grads, dgate)) => {
+            Ok(Gradients { grads, dgate }) => {
                 let reference = eval::backward(&self.inputs, &self.d_o, self.d_final.as_deref());
                 let names = ["dq", "dk", "dv", "dh0"];
                 let expected = [&reference.dq, &reference.dk, &reference.dv, &reference.dh0];
