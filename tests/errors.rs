@@ -86,7 +86,7 @@ fn types() {
     );
     assert_eq!(
         message(|c, d| c.gate = Gate::Vector(Tensor::zeros([2, 5, 2, 3], (d, DType::F16)))),
-        "gla: gate: expected dtype F32 or F32, got F16"
+        "gla: gate: expected dtype F32, got F16"
     );
     assert_eq!(
         message(|c, d| {

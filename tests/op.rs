@@ -2,8 +2,8 @@
 
 use burn::tensor::{DType, Tensor};
 use gla_burn::{Form, Gate, GlaOptions, StepGate, gla, gla_step};
-use gla_kernels::eval::{self, ABS_FLOOR, Case, RefDType, small};
-use gla_tests::{CaseTensors, TestDevice, devices, tensor, values};
+use gla_kernels::eval::{self, ABS_FLOOR, Case, CaseGate, RefDType, small};
+use gla_tests::{CaseTensors, TestDevice, burn_type, devices, tensor, values};
 
 /// Few shapes, so that a software adapter compiles few kernels; all four gates, packing, groups.
 const FEW: [&str; 6] = [
@@ -49,13 +49,19 @@ fn outputs_and_gradients_match_the_reference() {
 fn half_precision_matches_the_reference() {
     for device in devices() {
         for dtype in [RefDType::F16, RefDType::BF16] {
-            let burn_type = if dtype == RefDType::F16 { DType::F16 } else { DType::BF16 };
-            if !device.device.supports_dtype(burn_type) {
+            if !device.device.supports_dtype(burn_type(dtype)) {
                 println!("SKIPPED {} {dtype:?}: the device does not support it", device.name);
                 continue;
             }
             let cases: Vec<Case> = few().into_iter().skip(3).collect();
             all(&device, &cases, dtype, false);
+            // the gate in the type of q, and its gradient with it
+            let autodiff = device.device.clone().autodiff();
+            for case in few().iter().filter(|case| case.gate != CaseGate::None).take(3) {
+                let tensors = CaseTensors::with_gate_type(case, dtype, dtype, &autodiff);
+                let errors = tensors.check();
+                assert!(errors.is_empty(), "{} {}:\n{}", device.name, case.id, errors.join("\n"));
+            }
         }
     }
 }

@@ -152,7 +152,7 @@ pub trait GlaOps: Backend {
     }
 }
 
-// Fusion trusts these shapes without checking them: `tests/fusion.rs` does.
+// Fusion trusts these shapes without checking them: `tests/shapes.rs` does.
 
 #[cfg(feature = "fusion")]
 fn forward_meta(

@@ -14,7 +14,7 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use crate::components::Role;
-use crate::launch::{Launcher, buffer};
+use crate::launch::{Launcher, buffer, check_inputs};
 use crate::{Blueprint, GateKind, GlaError, Problem, Strategy};
 
 /// Buffers of [`backward`]; shapes as in [`Problem`], gradients like what they are gradients of.
@@ -53,7 +53,7 @@ pub fn backward(
     args: BackwardArgs,
 ) -> Result<Blueprint, GlaError> {
     let launcher = Launcher::new(client, problem, strategy, args.gate.clone())?;
-    check(problem, &launcher, &args)?;
+    check(problem, &args)?;
     let (rows, dims) = (problem.rows(), problem.dims);
     let f32_type = f32::elem_type_native();
     let (q, k, v) = (&args.q, &args.k, &args.v);
@@ -125,7 +125,7 @@ pub fn backward(
     Ok(launcher.blueprint)
 }
 
-fn check(problem: &Problem, launcher: &Launcher, args: &BackwardArgs) -> Result<(), GlaError> {
+fn check(problem: &Problem, args: &BackwardArgs) -> Result<(), GlaError> {
     let (rows, dims, size) = (problem.rows(), problem.dims, problem.dtype.size());
     if args.gate.is_some() != args.dgate.is_some() {
         let message = "must be given with, and only with, a gate".to_string();
@@ -136,10 +136,7 @@ fn check(problem: &Problem, launcher: &Launcher, args: &BackwardArgs) -> Result<
     let v_bytes = rows * dims.kv_heads * dims.value_dim * size;
     let gate_bytes = problem.gate_len() * problem.gate_dtype.size();
     let state_bytes = problem.state_len() * 4;
-    buffer("q", &args.q, q_bytes)?;
-    buffer("k", &args.k, k_bytes)?;
-    buffer("v", &args.v, v_bytes)?;
-    buffer("gate", &launcher.gate, gate_bytes)?;
+    check_inputs(problem, [&args.q, &args.k, &args.v], args.gate.as_ref())?;
     buffer("d_o", &args.d_o, rows * dims.heads * dims.value_dim * size)?;
     buffer("dq", &args.dq, q_bytes)?;
     buffer("dk", &args.dk, k_bytes)?;

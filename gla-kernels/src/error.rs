@@ -102,6 +102,14 @@ pub enum GlaError {
         /// The length asked for.
         got: usize,
     },
+    /// The tile width is none that the kernels know.
+    #[error("cols: must be one of {allowed:?}, got {got}")]
+    Cols {
+        /// Widths that exist.
+        allowed: &'static [usize],
+        /// The width asked for.
+        got: usize,
+    },
     /// A gate makes the state grow.
     #[error("gate: must be at most 0, the largest is {largest}")]
     PositiveGate {

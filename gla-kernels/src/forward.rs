@@ -8,7 +8,7 @@ use cubecl::client::Client;
 use cubecl::server::Handle;
 
 use crate::components::Role;
-use crate::launch::{Launcher, buffer};
+use crate::launch::{Launcher, buffer, check_inputs};
 use crate::{Blueprint, GlaError, Problem, Strategy};
 
 /// Buffers of [`forward`]; shapes as in [`Problem`].
@@ -38,10 +38,8 @@ pub fn forward(
 ) -> Result<Blueprint, GlaError> {
     let launcher = Launcher::new(client, problem, strategy, args.gate)?;
     let (rows, dims, size) = (problem.rows(), problem.dims, problem.dtype.size());
-    buffer("q", &args.q, rows * dims.heads * dims.key_dim * size)?;
-    buffer("k", &args.k, rows * dims.kv_heads * dims.key_dim * size)?;
-    buffer("v", &args.v, rows * dims.kv_heads * dims.value_dim * size)?;
-    buffer("gate", &launcher.gate, problem.gate_len() * problem.gate_dtype.size())?;
+    let gate = dims.gate.is_some().then_some(&launcher.gate);
+    check_inputs(problem, [&args.q, &args.k, &args.v], gate)?;
     if let Some(state) = &args.initial_state {
         buffer("initial_state", state, problem.state_len() * 4)?;
     }

@@ -1,5 +1,6 @@
 //! What every launch needs: the device's limits, the chunk table, the compile-time spec.
 
+use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
@@ -28,8 +29,14 @@ pub(crate) fn checked(client: &Client, problem: &Problem, has_gate: bool) -> Res
     if has_gate {
         types.push(("gate", problem.gate_dtype));
     }
+    let known = [f32::elem_type_native(), half_type(), brain_type()];
+    // an adapter opened for SPIR-V lists bf16, but WGSL has none
+    let wgsl = client.name() == "wgpu<wgsl>";
     for (name, dtype) in types {
-        if !client.properties().supports_type(dtype) {
+        let supported = known.contains(&dtype)
+            && !(wgsl && dtype == brain_type())
+            && client.properties().supports_type(dtype);
+        if !supported {
             return Err(GlaError::UnsupportedDtype {
                 name,
                 dtype: format!("{dtype:?}"),
@@ -38,6 +45,30 @@ pub(crate) fn checked(client: &Client, problem: &Problem, has_gate: bool) -> Res
         }
     }
     Ok(())
+}
+
+fn half_type() -> ElemType {
+    ElemType::Float(FloatKind::F16)
+}
+
+fn brain_type() -> ElemType {
+    ElemType::Float(FloatKind::BF16)
+}
+
+/// Checks the sizes of the inputs that every form has.
+pub(crate) fn check_inputs(
+    problem: &Problem,
+    [q, k, v]: [&Handle; 3],
+    gate: Option<&Handle>,
+) -> Result<(), GlaError> {
+    let (rows, dims, size) = (problem.rows(), problem.dims, problem.dtype.size());
+    buffer("q", q, rows * dims.heads * dims.key_dim * size)?;
+    buffer("k", k, rows * dims.kv_heads * dims.key_dim * size)?;
+    buffer("v", v, rows * dims.kv_heads * dims.value_dim * size)?;
+    match gate {
+        Some(gate) => buffer("gate", gate, problem.gate_len() * problem.gate_dtype.size()),
+        None => Ok(()),
+    }
 }
 
 /// One call on one device: launches the stages of [`crate::chunk`].
@@ -61,6 +92,16 @@ impl<'a> Launcher<'a> {
         gate: Option<Handle>,
     ) -> Result<Self, GlaError> {
         checked(client, problem, gate.is_some())?;
+        let adapter = &client.properties().identity.name;
+        if crashes_on_shared_memory(client.name(), adapter) {
+            return Err(GlaError::Argument {
+                name: "device",
+                message: format!(
+                    "{adapter} cannot run CubeCL's SPIR-V kernels with shared memory; build with \
+                     the feature `wgpu` (WGSL) instead of `vulkan`"
+                ),
+            });
+        }
         let limits = DeviceLimits::of(client);
         let longest = problem.sequences.longest();
         let blueprint = select(strategy, &problem.dims, longest, &limits)?;
@@ -69,6 +110,8 @@ impl<'a> Launcher<'a> {
         let dims = problem.dims;
         let states = table.num_chunks * dims.heads * dims.key_dim * dims.value_dim;
         check_addressable("the states between chunks", states)?;
+        let pairs = problem.rows() * dims.heads * blueprint.chunk;
+        check_addressable("the intra-chunk matrix [B, T, H, chunk]", pairs)?;
         let words = if table.words.is_empty() { vec![0; 2] } else { table.words };
         let handle = client.create_from_slice(u32::as_bytes(&words));
         Ok(Launcher {
@@ -137,6 +180,7 @@ impl<'a> Launcher<'a> {
             return;
         }
         let rows = self.problem.rows();
+        let own_heads = if role == Role::Key { dims.kv_heads } else { dims.heads };
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
             chunk::state::gla_state_kernel::launch_unchecked(
@@ -144,8 +188,8 @@ impl<'a> Launcher<'a> {
                 cubes(tasks, &self.limits),
                 self.stage_dim(),
                 // without rows there is nothing to read; an empty buffer could not be bound
-                arg(if rows == 0 { &self.table } else { x }, rows.max(1)),
-                arg(if rows == 0 { &self.table } else { y }, rows.max(1)),
+                if rows == 0 { self.table() } else { arg(x, rows * own_heads * dims.key_dim) },
+                if rows == 0 { self.table() } else { arg(y, rows * own_heads * dims.value_dim) },
                 if rows == 0 { self.table() } else { self.gate() },
                 start.map_or_else(|| self.table(), |start| arg(start, self.problem.state_len())),
                 arg(states, self.states_len().max(1)),
@@ -350,4 +394,23 @@ impl<'a> Launcher<'a> {
 fn arg(handle: &Handle, len: usize) -> BufferArg {
     // SAFETY: callers check their buffers (`buffer`) or allocate them with this length (`scratch`).
     unsafe { BufferArg::from_raw_parts(handle.clone(), len) }
+}
+
+/// CubeCL 0.11 declares shared memory wrongly in SPIR-V where the driver lacks
+/// `VK_KHR_workgroup_memory_explicit_layout`, and Mesa's software adapter, which does, crashes on it.
+fn crashes_on_shared_memory(runtime: &str, adapter: &str) -> bool {
+    runtime == "wgpu<spirv>" && adapter.to_lowercase().contains("llvmpipe")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::crashes_on_shared_memory;
+
+    #[test]
+    fn only_spirv_on_llvmpipe_is_refused() {
+        let llvmpipe = "llvmpipe (LLVM 15.0.6, 256 bits)";
+        assert!(crashes_on_shared_memory("wgpu<spirv>", llvmpipe));
+        assert!(!crashes_on_shared_memory("wgpu<wgsl>", llvmpipe));
+        assert!(!crashes_on_shared_memory("wgpu<spirv>", "NVIDIA H100 80GB HBM3"));
+    }
 }

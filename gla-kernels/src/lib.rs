@@ -33,4 +33,4 @@ pub use forward::*;
 pub use recurrent::*;
 pub use select::select;
 
-pub(crate) use launch::{buffer, checked};
+pub(crate) use launch::{buffer, check_inputs, checked};

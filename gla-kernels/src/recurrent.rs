@@ -8,7 +8,7 @@ use cubecl::server::Handle;
 
 use crate::chunk::{cube_task, cubes};
 use crate::components::{decay, row_offset};
-use crate::{DeviceLimits, Dims, GlaError, Problem, buffer, checked};
+use crate::{DeviceLimits, Dims, GlaError, Problem, buffer, check_inputs, checked};
 
 /// * `q`: `[rows, H, K]`, `k`: `[rows, Hk, K]`, `v`: `[rows, Hk, V]`
 /// * `state`: in and out, `[N, H, K, V]`; `o`: out, `[rows, H, V]`
@@ -83,9 +83,8 @@ pub fn recurrent(client: &Client, problem: &Problem, args: RecurrentArgs) -> Res
     let limits = DeviceLimits::of(client);
     let dims = problem.dims;
     let (rows, size) = (problem.rows(), problem.dtype.size());
-    buffer("q", &args.q, rows * dims.heads * dims.key_dim * size)?;
-    buffer("k", &args.k, rows * dims.kv_heads * dims.key_dim * size)?;
-    buffer("v", &args.v, rows * dims.kv_heads * dims.value_dim * size)?;
+    limits.check_bindings()?;
+    check_inputs(problem, [&args.q, &args.k, &args.v], args.gate.as_ref())?;
     buffer("state", &args.state, problem.state_len() * 4)?;
     buffer("o", &args.o, rows * dims.heads * dims.value_dim * size)?;
     let spans: Vec<u32> = problem

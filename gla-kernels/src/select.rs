@@ -1,6 +1,6 @@
 //! From a problem, a strategy and a device to a blueprint.
 
-use crate::{Blueprint, CHUNKS, DeviceLimits, Dims, GlaError, Instruction, Strategy};
+use crate::{Blueprint, CHUNKS, COLS, DeviceLimits, Dims, GlaError, Instruction, Strategy};
 
 /// Chooses the blueprint: the shortest chunk that holds the longest sequence, else the longest one;
 /// tiles as wide as the heads need; both shrink until the device has room.
@@ -35,7 +35,7 @@ fn shrink(
 ) -> Result<Blueprint, GlaError> {
     let mut error = None;
     for halvings in 0..chunk_choices {
-        for cols in [64, 32, 16] {
+        for &cols in COLS {
             let candidate = Blueprint { chunk: first.chunk >> halvings, cols, ..first };
             if cols > first.cols {
                 continue;
@@ -84,6 +84,9 @@ mod tests {
             small.unwrap_err().to_string(),
             "state: needs 3136 bytes of shared memory, the device has 1024"
         );
+        let odd = Blueprint { chunk: 64, cols: 0, instruction: Instruction::Registers };
+        let odd = select(Strategy::Forced(odd), &dims(8, 8), 10, &limits(48 << 10, 1024));
+        assert_eq!(odd.unwrap_err().to_string(), "cols: must be one of [64, 32, 16], got 0");
         let few = DeviceLimits { bindings: 4, ..limits(48 << 10, 1024) };
         let few = select(Strategy::Inferred, &dims(8, 8), 10, &few).unwrap_err();
         assert_eq!(few.to_string(), "kernels: need 8 storage buffers, the device binds 4");

@@ -1,5 +1,10 @@
 //! Devices to test on, and cases of the catalogue as Burn tensors.
 
+/// The ten lines of the README compile and run.
+#[cfg(all(doctest, feature = "flex"))]
+#[doc = include_str!("../../README.md")]
+struct Readme;
+
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use gla_burn::{Gate, GlaOptions, gla};
 use gla_kernels::eval::{self, ABS_FLOOR, Case, RefDType, RefGate, RefInputs};
@@ -37,8 +42,17 @@ pub fn devices() -> Vec<TestDevice> {
             Err(_) => println!("SKIPPED {name}: no such device"),
         }
     }
+    let required = std::env::var("GLA_REQUIRE").unwrap_or_default();
+    for name in required.split(',').filter(|name| BURN_DEVICES.contains(name)) {
+        let skipped = listed("GLA_DEVICES", name) == Some(false);
+        let here = found.iter().any(|device| device.name == name);
+        assert!(here || skipped, "GLA_REQUIRE lists {name}, which is not compiled in");
+    }
     found
 }
+
+/// Names in `GLA_REQUIRE` that mean a Burn device; `wgsl` is one of the kernels' own tests.
+const BURN_DEVICES: [&str; 4] = ["flex", "wgpu", "vulkan", "cuda"];
 
 type Open = fn() -> Device;
 
@@ -94,6 +108,15 @@ pub fn tensor<const D: usize>(
     Tensor::from_data(data, (device, dtype))
 }
 
+/// The Burn name of a type.
+pub fn burn_type(dtype: RefDType) -> DType {
+    match dtype {
+        RefDType::F32 => DType::F32,
+        RefDType::F16 => DType::F16,
+        RefDType::BF16 => DType::BF16,
+    }
+}
+
 /// Reads a tensor back.
 ///
 /// # Panics
@@ -105,25 +128,31 @@ pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
 }
 
 impl CaseTensors {
-    /// Puts a case on a device.
+    /// Puts a case on a device, with the gate in f32.
     pub fn new(case: &Case, dtype: RefDType, device: &Device) -> Self {
+        Self::with_gate_type(case, dtype, RefDType::F32, device)
+    }
+
+    /// Puts a case on a device; `gate_dtype` is f32 or `dtype`.
+    pub fn with_gate_type(
+        case: &Case,
+        dtype: RefDType,
+        gate_dtype: RefDType,
+        device: &Device,
+    ) -> Self {
         let mut inputs = case.inputs();
-        inputs.round_to(dtype, false);
+        inputs.round_to(dtype, gate_dtype == dtype);
         let (mut d_o, d_final) = case.grads_in();
         dtype.round_all(&mut d_o);
-        let burn_type = match dtype {
-            RefDType::F32 => DType::F32,
-            RefDType::F16 => DType::F16,
-            RefDType::BF16 => DType::BF16,
-        };
+        let (burn_type, gate_type) = (burn_type(dtype), burn_type(gate_dtype));
         let (b, t, h, hk) = (case.batch, case.time, case.heads, case.kv_heads);
         let (key, value) = (case.key_dim, case.value_dim);
         let sequences = inputs.sequences().len();
         let gate = match &inputs.gate {
             RefGate::None => Gate::None,
-            RefGate::Fixed(g) => Gate::Fixed(tensor(g, [h], DType::F32, device)),
-            RefGate::Scalar(g) => Gate::Scalar(tensor(g, [b, t, hk], DType::F32, device)),
-            RefGate::Vector(g) => Gate::Vector(tensor(g, [b, t, hk, key], DType::F32, device)),
+            RefGate::Fixed(g) => Gate::Fixed(tensor(g, [h], gate_type, device)),
+            RefGate::Scalar(g) => Gate::Scalar(tensor(g, [b, t, hk], gate_type, device)),
+            RefGate::Vector(g) => Gate::Vector(tensor(g, [b, t, hk, key], gate_type, device)),
         };
         let h0 = inputs.initial_state.as_ref();
         let state = [sequences, h, key, value];

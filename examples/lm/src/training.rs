@@ -206,6 +206,11 @@ impl Session<'_> {
             );
             if save {
                 let bits = progress.pause(|| self.evaluate(&learner.model.valid()))?;
+                ensure!(
+                    bits.is_finite(),
+                    "step {done}: the validation score is {bits}; the last checkpoint is from step {}",
+                    state.step
+                );
                 entry.valid_bits = Some(bits);
                 let seconds = before + progress.trained().as_secs_f64();
                 state = State::new(done, bits, seconds);

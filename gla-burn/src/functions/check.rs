@@ -17,6 +17,7 @@ pub(super) fn sequences(
     let [batch, time, heads, key_dim] = q.dims();
     let [_, _, kv_heads, value_dim] = v.dims();
     groups(heads, kv_heads, key_dim, value_dim)?;
+    type_of_q(q)?;
     shape("k", k, [batch, time, kv_heads, key_dim])?;
     shape("v", v, [batch, time, kv_heads, value_dim])?;
     same_type("k", k, q)?;
@@ -52,6 +53,7 @@ pub(super) fn step(
     let [batch, heads, key_dim] = q.dims();
     let [_, kv_heads, value_dim] = v.dims();
     groups(heads, kv_heads, key_dim, value_dim)?;
+    type_of_q(q)?;
     shape("k", k, [batch, kv_heads, key_dim])?;
     shape("v", v, [batch, kv_heads, value_dim])?;
     same_type("k", k, q)?;
@@ -80,6 +82,26 @@ fn groups(heads: usize, kv_heads: usize, key_dim: usize, value_dim: usize) -> Re
     }
     if !heads.is_multiple_of(kv_heads) {
         return Err(GlaError::HeadGroups { heads, kv_heads });
+    }
+    Ok(())
+}
+
+/// f32, f16 or bf16 where the device has it; the portable path takes f64 too.
+fn type_of_q<const D: usize>(q: &Tensor<D>) -> Result<(), GlaError> {
+    let device = q.device().without_autodiff();
+    #[cfg(feature = "flex")]
+    let portable = device == burn::tensor::Device::flex();
+    #[cfg(not(feature = "flex"))]
+    let portable = false;
+    if !(portable && q.dtype() == DType::F64) {
+        dtype("q", q.dtype(), &[DType::F32, DType::F16, DType::BF16])?;
+    }
+    if !device.supports_dtype(q.dtype()) {
+        return Err(GlaError::UnsupportedDtype {
+            name: "q",
+            dtype: format!("{:?}", q.dtype()),
+            device: format!("{device:?}"),
+        });
     }
     Ok(())
 }
@@ -128,7 +150,8 @@ fn state_of<const E: usize>(
 
 fn dtype(name: &'static str, got: DType, allowed: &[DType]) -> Result<(), GlaError> {
     if !allowed.contains(&got) {
-        let expected: Vec<String> = allowed.iter().map(|dtype| format!("{dtype:?}")).collect();
+        let mut expected: Vec<String> = allowed.iter().map(|dtype| format!("{dtype:?}")).collect();
+        expected.dedup();
         return Err(GlaError::Dtype {
             name,
             expected: expected.join(" or "),

@@ -23,8 +23,8 @@ pub enum StepGate {
 
 /// One step of gated linear attention: what [`gla`](crate::gla) does for a sequence of length 1.
 ///
-/// The state is updated in place if nothing else holds it; pass it by value and keep what comes
-/// back.
+/// On a device without autodiff the state is updated in place if nothing else holds it; pass it by
+/// value and keep what comes back.
 ///
 /// # Shapes
 ///
@@ -47,7 +47,11 @@ pub fn gla_step(
     scale: Option<f64>,
 ) -> (Tensor<3>, Tensor<4>) {
     check::step(&q, &k, &v, &gate, &state).unwrap_or_else(|error| panic!("gla_step: {error}"));
-    let key_dim = q.dims()[2];
+    let [batch, heads, key_dim] = q.dims();
+    if batch == 0 {
+        let output = Tensor::zeros([0, heads, v.dims()[2]], (&q.device(), v.dtype()));
+        return (output, state);
+    }
     let (kind, gate) = match gate {
         StepGate::None => (GateKind::None, OptionalTensor::None),
         StepGate::Fixed(gate) => (GateKind::Fixed, OptionalTensor::Some(gate.into_dispatch())),

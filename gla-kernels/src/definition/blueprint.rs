@@ -5,11 +5,14 @@ use cubecl::client::Client;
 use crate::GlaError;
 
 /// Rows of a sub-chunk: the unit of secondary chunking. Decay is factored between sub-chunks and
-/// walked step by step inside one, so 16 bounds every product of decays that is formed.
+/// walked step by step inside one.
 pub const SUB: usize = 16;
 
 /// Chunk lengths that exist.
 pub const CHUNKS: &[usize] = &[16, 32, 64];
+
+/// Tile widths that exist.
+pub const COLS: &[usize] = &[64, 32, 16];
 
 /// Storage buffers that the largest kernel binds, its metadata included: WebGPU's guaranteed 8.
 pub const MAX_BINDINGS: usize = 8;
@@ -30,7 +33,7 @@ pub enum Instruction {
 pub struct Blueprint {
     /// Rows of a chunk, one of [`CHUNKS`]. Also the key channels of a state tile.
     pub chunk: usize,
-    /// Columns of an output tile.
+    /// Columns of an output tile, one of [`COLS`].
     pub cols: usize,
     /// The tile instruction.
     pub instruction: Instruction,
@@ -50,6 +53,14 @@ pub struct DeviceLimits {
 }
 
 impl DeviceLimits {
+    /// Checks that the device binds as many buffers as the kernels need.
+    pub fn check_bindings(&self) -> Result<(), GlaError> {
+        if self.bindings < MAX_BINDINGS {
+            return Err(GlaError::Bindings { requested: MAX_BINDINGS, available: self.bindings });
+        }
+        Ok(())
+    }
+
     /// Reads them off a device.
     pub fn of(client: &Client) -> Self {
         let hardware = &client.properties().hardware;
@@ -102,6 +113,9 @@ impl Blueprint {
         if !CHUNKS.contains(&self.chunk) {
             return Err(GlaError::Chunk { allowed: CHUNKS, got: self.chunk });
         }
+        if !COLS.contains(&self.cols) {
+            return Err(GlaError::Cols { allowed: COLS, got: self.cols });
+        }
         for (kernel, requested) in self.shared_memory() {
             if requested > limits.shared_memory {
                 let available = limits.shared_memory;
@@ -114,9 +128,6 @@ impl Blueprint {
                 return Err(GlaError::Units { kernel, requested, available: limits.units });
             }
         }
-        if limits.bindings < MAX_BINDINGS {
-            return Err(GlaError::Bindings { requested: MAX_BINDINGS, available: limits.bindings });
-        }
-        Ok(())
+        limits.check_bindings()
     }
 }

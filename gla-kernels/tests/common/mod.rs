@@ -23,7 +23,8 @@ impl TestDevice {
         ["llvmpipe", "lavapipe", "swiftshader"].iter().any(|software| name.contains(software))
     }
 
-    /// Whether the device holds the type. An adapter opened for SPIR-V lists bf16, WGSL has none.
+    /// Whether the device holds the type. An adapter opened for SPIR-V lists bf16; opened with the
+    /// WGSL compiler, as here, it cannot be told apart by name.
     pub fn supports(&self, dtype: RefDType) -> bool {
         let wgsl_bf16 = self.name == "wgsl" && dtype == RefDType::BF16;
         !wgsl_bf16 && self.client.properties().supports_type(elem_type(dtype))

@@ -53,7 +53,8 @@ fn main() -> Result<()> {
     };
     let path = checkpoint::find(&run)?;
     // absolute, so that even "." has a parent
-    let run = path.canonicalize()?.join("..");
+    let path = path.canonicalize()?;
+    let run = path.parent().context("a checkpoint lies in the folder of its run")?.to_path_buf();
     let config = RunConfig::load(&run)?
         .with_context(|| format!("{} holds no config.json of a run", run.display()))?;
     let checkpoint = Checkpoint::open(&path)?;
