@@ -30,6 +30,8 @@ use crate::progress::LOG_FILE;
 const MODEL: &str = "model.bpk";
 const OPTIMIZER: &str = "optimizer.bpk";
 const STATE: &str = "state.json";
+/// Ends the name of a checkpoint that makes room for a newer one of the same step.
+const REPLACED: &str = ".replaced";
 
 /// `state.json`: what a checkpoint says about itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -87,6 +89,12 @@ impl RunFolder {
         }
         for entry in entries(path)? {
             let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let replaced = name.strip_prefix('.').and_then(|n| n.strip_suffix(REPLACED));
+            if let Some(target) = replaced.map(|name| path.join(name)).filter(|t| !t.exists()) {
+                fs::rename(&entry, &target)
+                    .with_context(|| format!("cannot put back {}", target.display()))?;
+                continue;
+            }
             // halves of a checkpoint that was being written or deleted when its process died
             if name.starts_with(".step-") {
                 fs::remove_dir_all(&entry)
@@ -130,12 +138,18 @@ impl RunFolder {
             let json = serde_json::to_string_pretty(&state)?;
             write_file(&partial.join(STATE), json.as_bytes())?;
             let target = self.path.join(&name);
+            // a checkpoint of the same step, from a run that went on with more steps, makes room
+            // only until the new one is there: `open` puts it back if we die in between
+            let replaced = self.path.join(format!(".{name}{REPLACED}"));
             if target.exists() {
-                // a checkpoint of the same step, from a run that went on with more steps
-                self.remove(&target)?;
+                fs::rename(&target, &replaced)?;
             }
             fs::rename(&partial, &target)?;
-            sync_folder(&self.path)
+            sync_folder(&self.path)?;
+            if replaced.exists() {
+                fs::remove_dir_all(&replaced)?;
+            }
+            Ok(())
         };
         let result = write();
         result.with_context(|| format!("cannot write checkpoint {}", partial.display()))?;

@@ -15,6 +15,7 @@ use ignore::WalkBuilder;
 use crate::hash::{fnv1a, fnv1a_named};
 
 mod crates;
+mod kept;
 
 /// Stands before every document, and before every prompt.
 pub const SEPARATOR: u8 = 0;
@@ -67,7 +68,7 @@ impl Corpus {
         };
         let names = sources.len();
         let (train, valid) = split(sources);
-        let hash = format!("{:016x}", fnv1a(&train) ^ fnv1a(&valid).rotate_left(1));
+        let hash = Self::hash_of(&train, &valid);
         let summary = format!(
             "{origin}: {names} {unit}, {:.1} MB to train, {:.1} MB to validate, hash {hash}",
             train.len() as f64 / 1e6,
@@ -83,6 +84,10 @@ impl Corpus {
             );
         }
         Ok(Self { train, valid, summary, hash })
+    }
+
+    fn hash_of(train: &[u8], valid: &[u8]) -> String {
+        format!("{:016x}", fnv1a(train) ^ fnv1a(valid).rotate_left(1))
     }
 }
 

@@ -49,7 +49,14 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     let run = RunFolder::open(&folder)?;
     let checkpoint = Checkpoint::latest(&folder)?;
     let mut config = configure(args, preset, &folder, checkpoint.is_some())?;
-    let corpus = Corpus::load(config.data.as_deref(), config.corpus_mb, config.context)?;
+    let kept = match checkpoint {
+        Some(_) if config.data.is_none() => Corpus::kept(&folder, &config.corpus_hash)?,
+        _ => None,
+    };
+    let corpus = match kept {
+        Some(corpus) => corpus,
+        None => Corpus::load(config.data.as_deref(), config.corpus_mb, config.context)?,
+    };
     eprintln!("corpus: {}", corpus.summary);
     if checkpoint.is_some() && config.corpus_hash != corpus.hash {
         bail!(
@@ -73,6 +80,9 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         return Ok(());
     }
     config.save(&folder)?;
+    if config.data.is_none() {
+        corpus.keep(&folder)?;
+    }
     let start = checkpoint.map(|checkpoint| {
         eprintln!("resuming {}", checkpoint.path().display());
         checkpoint.state

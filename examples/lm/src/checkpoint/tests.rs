@@ -119,3 +119,19 @@ fn one_process_at_a_time() {
     drop(first);
     RunFolder::open(dir.path()).unwrap();
 }
+
+#[test]
+fn a_replaced_checkpoint_is_put_back_if_its_successor_never_came() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = RunFolder::open(dir.path()).unwrap();
+    save(&run, 10, 3.0, 2);
+    save(&run, 10, 2.0, 2);
+    assert_eq!(Checkpoint::latest(dir.path()).unwrap().unwrap().state.valid_bits, 2.0);
+    drop(run);
+    // as a crash between the two renames leaves it
+    let (target, aside) = (dir.path().join("step-00000010"), ".step-00000010.replaced");
+    fs::rename(&target, dir.path().join(aside)).unwrap();
+    assert!(Checkpoint::latest(dir.path()).unwrap().is_none());
+    let _run = RunFolder::open(dir.path()).unwrap();
+    assert_eq!(Checkpoint::latest(dir.path()).unwrap().unwrap().state.step, 10);
+}
