@@ -26,11 +26,15 @@ has_loader() {
     [[ "$libraries" == *libvulkan.so* ]]
 }
 
+# a driver's file is worth something only with its hardware; Mesa's software driver needs none
 has_driver() {
     [[ -n "${VK_DRIVER_FILES:-}${VK_ICD_FILENAMES:-}" ]] && return 0
-    compgen -G '/usr/share/vulkan/icd.d/*.json' >/dev/null ||
-        compgen -G '/usr/local/share/vulkan/icd.d/*.json' >/dev/null ||
-        compgen -G '/etc/vulkan/icd.d/*.json' >/dev/null
+    local folder files='*.json'
+    [[ -e /dev/dri/renderD128 ]] || nvidia-smi -L >/dev/null 2>&1 || files='lvp_icd*.json'
+    for folder in /usr/share /usr/local/share /etc; do
+        compgen -G "$folder/vulkan/icd.d/$files" >/dev/null && return 0
+    done
+    return 1
 }
 
 has_vulkan() { has_loader && has_driver; }

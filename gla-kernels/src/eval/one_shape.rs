@@ -9,6 +9,8 @@ pub fn one_shape() -> Vec<Case> {
     let mut ids: Vec<String> = [
         "b2-t65-k33-v20-h4-kv2-init-final",
         "b2-t33-k33-v20-h4-kv2-init",
+        "b2-t30-k33-v20-h4-kv2-final",
+        "t1000-k33-v20-h4-kv2-final",
         "cu0.5.5.64.130-k33-v20-h4-kv2-init-final",
     ]
     .map(|rest| format!("none-{rest}"))
@@ -21,6 +23,8 @@ pub fn one_shape() -> Vec<Case> {
         ids.push(format!("{gate}-ls1-t130-k33-v20-h4-kv2-init-final"));
         ids.push(format!("{gate}-ls1-b2-t33-k33-v20-h4-kv2-init-final"));
         ids.push(format!("{gate}-mixed-t48-k33-v20-h4-kv2-init-final"));
+        ids.push(format!("{gate}-ls1-b2-t30-k33-v20-h4-kv2-init-final"));
+        ids.push(format!("{gate}-ls16-t1000-k33-v20-h4-kv2-init-final"));
     }
     ids.iter().map(|id| Case::parse(id).expect("an id of the catalogue")).collect()
 }
