@@ -45,7 +45,9 @@ fn the_model_is_the_same_on_every_device() {
         let autodiff = device.device.clone().autodiff();
         let there = model.clone().fork(&autodiff);
         for ((what, expected), (_, got)) in expected.iter().zip(outputs(&there, &autodiff)) {
-            check(&format!("{name} {what}"), expected, &got, 1e-3, ABS_FLOOR).unwrap();
+            // the matrix products are Burn's, and on CUDA those of f32 may run in TF32
+            let tolerance = if name == "cuda" { 1e-2 } else { 1e-3 };
+            check(&format!("{name} {what}"), expected, &got, tolerance, ABS_FLOOR).unwrap();
         }
 
         let there = there.valid();
@@ -59,7 +61,8 @@ fn the_model_is_the_same_on_every_device() {
             parts.push(there.step(token, &mut state).unsqueeze_dim::<3>(1));
         }
         let pieces = values(Tensor::cat(parts, 1));
-        check(&format!("{name} pieces"), &whole, &pieces, 1e-4, ABS_FLOOR).unwrap();
+        let tolerance = if name == "cuda" { 1e-2 } else { 1e-4 };
+        check(&format!("{name} pieces"), &whole, &pieces, tolerance, ABS_FLOOR).unwrap();
         println!("{name}: logits, gradients and decoding agree");
     }
 }
