@@ -3,8 +3,9 @@
 //! `cargo run --release -p gla-lm --bin train -- --steps 0` prints what it finds.
 //!
 //! A document is a file; a zero byte stands before each. No text holds one, so it can be the
-//! separator without a 257th token. Training and validation never share a crate (or, with
-//! `--data <dir>`, a file): neighbouring files of one crate repeat each other.
+//! separator without a 257th token. Training and validation share no crate (or, with `--data <dir>`,
+//! no file), as neighbouring files of one crate repeat each other; unless there are too few of them,
+//! then the end of the largest is for validation.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -91,27 +92,37 @@ impl Corpus {
     }
 }
 
-/// Whole sources to validation until it has its share, the rest to training; a single source is
-/// cut instead. Neighbours with one name stay together: two versions of a crate are one crate.
-fn split(mut sources: Vec<Source>) -> (Vec<u8>, Vec<u8>) {
+/// Whole sources to validation until it has its share, the rest to training.
+///
+/// One that would make it more than twice its share is passed over. Where that leaves less than
+/// half, the sources are too coarse: the largest is cut, and its end is scored. Neighbours with one
+/// name stay together: two versions of a crate are one crate.
+fn split(sources: Vec<Source>) -> (Vec<u8>, Vec<u8>) {
     let total: usize = sources.iter().map(|s| s.documents.len()).sum();
     let share = (total as f64 * VALID_SHARE) as usize;
-    if sources.len() == 1 {
-        let mut train = sources.remove(0).documents;
-        let valid = train.split_off(total - share.min(total));
-        return (train, valid);
-    }
-    let (mut train, mut valid) = (Vec::with_capacity(total), Vec::new());
-    let mut last_valid = None;
+    let mut units: Vec<Source> = Vec::new();
     for source in sources {
-        if valid.len() < share || last_valid.as_ref() == Some(&source.name) {
-            valid.extend_from_slice(&source.documents);
-            last_valid = Some(source.name);
-        } else {
-            train.extend_from_slice(&source.documents);
+        match units.last_mut() {
+            Some(last) if last.name == source.name => last.documents.extend(source.documents),
+            _ => units.push(source),
         }
     }
-    (train, valid)
+    let (mut kept, mut valid) = (Vec::new(), Vec::new());
+    for Source { documents, .. } in units {
+        if valid.len() < share && valid.len() + documents.len() <= 2 * share {
+            valid.extend(documents);
+        } else {
+            kept.push(documents);
+        }
+    }
+    if 2 * valid.len() < share
+        && let Some(largest) = kept.iter_mut().max_by_key(|documents| documents.len())
+    {
+        // all that was passed over is longer than what is missing
+        let missing = share - valid.len();
+        valid.extend(largest.split_off(largest.len() - missing));
+    }
+    (kept.concat(), valid)
 }
 
 fn read_file(path: &Path, limit: usize) -> Result<Source> {
@@ -146,7 +157,10 @@ fn read_folder(root: &Path, limit: usize) -> Result<Vec<Source>> {
         }
     }
     if sources.is_empty() {
-        bail!("--data {} holds no text files", root.display());
+        match limit {
+            usize::MAX => bail!("--data {} holds no text files", root.display()),
+            _ => bail!("--data {} holds no text file of less than {limit} bytes", root.display()),
+        }
     }
     Ok(sources)
 }
@@ -205,9 +219,10 @@ mod tests {
 
     #[test]
     fn no_source_is_on_both_sides() {
-        let (train, valid) = split(["a", "b", "c", "d"].map(|n| source(n, 100)).into());
-        assert_eq!((train.len(), valid.len()), (300, 100));
-        for name in b'a'..=b'd' {
+        let names: Vec<String> = ('a'..='z').map(String::from).collect();
+        let (train, valid) = split(names.iter().map(|n| source(n, 100)).collect());
+        assert_eq!((train.len(), valid.len()), (2400, 200));
+        for name in b'a'..=b'z' {
             assert!(has(&train, name) != has(&valid, name), "{}", name as char);
         }
     }
@@ -221,9 +236,40 @@ mod tests {
     }
 
     #[test]
-    fn a_single_source_is_cut_at_its_end() {
-        let (train, valid) = split(vec![source("a", 1000)]);
-        assert_eq!((train.len(), valid.len()), (950, 50));
+    fn validation_keeps_near_its_share_of_uneven_sources() {
+        let cases: [&[usize]; 8] = [
+            &[1000],
+            &[500, 500],
+            &[950, 50],
+            &[10, 990],
+            &[990, 10],
+            &[3, 900, 90, 7],
+            &[100, 100, 100, 100, 100, 100, 100, 100, 100, 100],
+            &[40, 960],
+        ];
+        for lengths in cases {
+            // in any order of the names
+            for turn in 0..lengths.len() {
+                let mut sources: Vec<Source> = ('a'..)
+                    .zip(lengths)
+                    .map(|(name, len)| source(&name.to_string(), *len))
+                    .collect();
+                sources.rotate_left(turn);
+                let (train, valid) = split(sources);
+                assert_eq!(train.len() + valid.len(), 1000, "{lengths:?}");
+                assert!((25..=100).contains(&valid.len()), "{lengths:?}: {}", valid.len());
+            }
+        }
+    }
+
+    #[test]
+    fn too_coarse_a_source_is_cut_at_its_end() {
+        let mut text = source("a", 1000);
+        text.documents[950..].fill(b'z');
+        let (train, valid) = split(vec![source("b", 2), text, source("c", 20)]);
+        assert_eq!((train.len(), valid.len()), (971, 51));
+        assert_eq!(valid[..22], [[b'b'; 2].as_slice(), &[b'c'; 20]].concat());
+        assert!(valid[22..].iter().all(|byte| *byte == b'z'), "the end of the largest");
     }
 
     #[test]
@@ -236,12 +282,12 @@ mod tests {
         write("image.bin", b"\x00\x01");
         write("latin.txt", b"caf\xe9");
         write("empty.txt", b"");
-        let corpus = Corpus::load(Some(dir.path()), None, 4).unwrap();
+        let corpus = Corpus::load(Some(dir.path()), None, 0).unwrap();
         assert_eq!(corpus.train.len() + corpus.valid.len(), 11 + 12);
-        let again = Corpus::load(Some(dir.path()), None, 4).unwrap();
+        let again = Corpus::load(Some(dir.path()), None, 0).unwrap();
         assert_eq!(corpus.hash, again.hash);
         write("three.txt", b"third text");
-        let more = Corpus::load(Some(dir.path()), None, 4).unwrap();
+        let more = Corpus::load(Some(dir.path()), None, 0).unwrap();
         assert_ne!(corpus.hash, more.hash);
     }
 
