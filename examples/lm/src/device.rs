@@ -20,8 +20,8 @@ pub enum DeviceChoice {
     Cuda,
     /// Any GPU with a Vulkan driver.
     Vulkan,
-    /// Any GPU, through WGSL.
-    Webgpu,
+    /// Any GPU that wgpu finds.
+    Wgpu,
     /// Apple.
     Metal,
     /// The processor.
@@ -54,7 +54,7 @@ fn backends() -> [Backend; 4] {
         backend(DeviceChoice::Cuda, "cuda", gpu::CUDA),
         backend(DeviceChoice::Metal, "metal", gpu::METAL),
         backend(DeviceChoice::Vulkan, "vulkan", gpu::VULKAN),
-        backend(DeviceChoice::Webgpu, "webgpu", gpu::WEBGPU),
+        backend(DeviceChoice::Wgpu, "wgpu", gpu::WGPU),
     ]
 }
 
@@ -169,14 +169,14 @@ mod gpu {
     #[cfg(not(feature = "vulkan"))]
     pub const VULKAN: Find = None;
 
-    #[cfg(feature = "webgpu")]
-    pub const WEBGPU: Find =
-        Some(|software| adapter(burn::tensor::DeviceType::WebGpu, Device::webgpu, software));
-    #[cfg(not(feature = "webgpu"))]
-    pub const WEBGPU: Find = None;
+    #[cfg(feature = "wgpu")]
+    pub const WGPU: Find =
+        Some(|software| adapter(burn::tensor::DeviceType::Wgpu, Device::wgpu, software));
+    #[cfg(not(feature = "wgpu"))]
+    pub const WGPU: Find = None;
 
     /// The first adapter of the best kind. Listing them opens none.
-    #[cfg(any(feature = "metal", feature = "vulkan", feature = "webgpu"))]
+    #[cfg(any(feature = "metal", feature = "vulkan", feature = "wgpu"))]
     fn adapter(
         api: burn::tensor::DeviceType,
         open: fn(burn::tensor::DeviceKind) -> Device,
@@ -191,7 +191,7 @@ mod gpu {
     }
 
     /// What the device calls itself. Opens it.
-    #[cfg(any(feature = "cuda", feature = "metal", feature = "vulkan", feature = "webgpu"))]
+    #[cfg(any(feature = "cuda", feature = "metal", feature = "vulkan", feature = "wgpu"))]
     pub fn part(device: &Device) -> String {
         match device.identity() {
             Some(identity) if identity.physical.is_none() => {
@@ -202,7 +202,7 @@ mod gpu {
         }
     }
 
-    #[cfg(not(any(feature = "cuda", feature = "metal", feature = "vulkan", feature = "webgpu")))]
+    #[cfg(not(any(feature = "cuda", feature = "metal", feature = "vulkan", feature = "wgpu")))]
     pub fn part(device: &Device) -> String {
         format!("{device:?}")
     }
