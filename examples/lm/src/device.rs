@@ -10,6 +10,8 @@ use anyhow::{Result, bail};
 use burn::tensor::Device;
 use clap::ValueEnum;
 
+use crate::tuning;
+
 /// Value of `--device`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum DeviceChoice {
@@ -32,7 +34,7 @@ pub enum DeviceChoice {
 pub struct Chosen {
     /// Without autodiff.
     pub device: Device,
-    /// For people: back-end and name of the part.
+    /// For people: back-end, name of the part, tuning.
     pub label: String,
     /// Whether it is more than a CPU.
     pub is_gpu: bool,
@@ -60,18 +62,21 @@ fn backends() -> [Backend; 4] {
 
 /// Find the device of `choice`.
 ///
+/// Call it before anything else computes: it also settles how much a GPU's back-end tunes itself.
+///
 /// # Errors
 ///
 /// When the back-end is not compiled in, or finds nothing to compute on.
 pub fn choose(choice: DeviceChoice) -> Result<Chosen> {
-    if choice == DeviceChoice::Auto {
-        return automatic();
-    }
     if choice == DeviceChoice::Cpu {
         return match cpu() {
             Some(device) => Ok(on_cpu(device, "--device cpu")),
             None => bail!("--device cpu is not compiled in: build with --features flex"),
         };
+    }
+    tuning::settle();
+    if choice == DeviceChoice::Auto {
+        return automatic();
     }
     let Some(backend) = backends().into_iter().find(|b| b.choice == choice) else {
         bail!("--device {choice:?} is unknown");
@@ -110,7 +115,8 @@ fn on_cpu(device: Device, reason: &str) -> Chosen {
 }
 
 fn on_gpu(device: Device, name: &str) -> Chosen {
-    Chosen { label: format!("{name}, {}", gpu::part(&device)), device, is_gpu: true }
+    let label = format!("{name}, {}, {}", gpu::part(&device), tuning::describe());
+    Chosen { device, label, is_gpu: true }
 }
 
 #[cfg(feature = "flex")]

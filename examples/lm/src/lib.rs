@@ -8,7 +8,7 @@
 //! The files, in the order in which a run passes through them:
 //!
 //! * [`config`]: presets, command line options, what a run writes down about itself
-//! * [`device`]: `--device auto` and its siblings
+//! * [`device`]: `--device auto` and its siblings; [`tuning`]: what a GPU tries before the first step
 //! * [`corpus`]: bytes for training and validation, split by crate or by file
 //! * [`dataset`]: windows of the corpus as a pure function of (seed, step)
 //! * [`schedule`]: learning rate as a pure function of the step
@@ -31,3 +31,4 @@ pub mod progress;
 pub mod sampling;
 pub mod schedule;
 pub mod training;
+pub mod tuning;

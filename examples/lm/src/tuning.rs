@@ -1,0 +1,78 @@
+//! How much a GPU back-end tunes itself: as little as it can, unless you say otherwise.
+//!
+//! `CUBECL_AUTOTUNE_LEVEL=balanced cargo run --release -p gla-lm --bin train --features cuda`
+//!
+//! Burn times several kernels for every shape of a matrix product before it takes one. At CubeCL's
+//! own level, `balanced`, the first step of the `small` preset waits 108 s for that on an H100, in
+//! every process anew. A run of many hours may want the level; the default is not for that run.
+
+use std::path::Path;
+
+use cubecl::config::autotune::AutotuneLevel;
+use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
+
+/// Environment variable that CubeCL reads the level from.
+const VARIABLE: &str = "CUBECL_AUTOTUNE_LEVEL";
+
+/// Settle the level, once per process and before the first use of a GPU, which reads it.
+pub fn settle() {
+    let folder = std::env::current_dir().unwrap_or_default();
+    if std::env::var_os(VARIABLE).is_some() || has_file(&folder) {
+        return;
+    }
+    let mut config = CubeClRuntimeConfig::default().override_from_env();
+    config.autotune.level = AutotuneLevel::Minimal;
+    CubeClRuntimeConfig::try_set(config);
+}
+
+/// The level in use, and what changes it. Fixes it if [`settle`] was not called.
+pub fn describe() -> String {
+    let level = format!("{:?}", CubeClRuntimeConfig::get().autotune.level).to_lowercase();
+    format!("autotune {level} ({VARIABLE} or cubecl.toml change it)")
+}
+
+/// Whether CubeCL finds a configuration for programs that run in `folder`, and so reads the level
+/// from there.
+fn has_file(folder: &Path) -> bool {
+    folder.ancestors().any(|folder| {
+        let whole = CubeClRuntimeConfig::file_names().iter().map(|name| folder.join(name));
+        let mut parts = CubeClRuntimeConfig::section_file_names().iter();
+        whole.into_iter().any(|path| path.is_file())
+            || parts.any(|(name, section)| {
+                CubeClRuntimeConfig::from_section_file_path(folder.join(name), section).is_ok()
+            })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_level_is_minimal_unless_someone_chose_another() {
+        settle();
+        let level = &CubeClRuntimeConfig::get().autotune.level;
+        let folder = std::env::current_dir().unwrap();
+        if std::env::var_os(VARIABLE).is_none() && !has_file(&folder) {
+            assert!(matches!(level, AutotuneLevel::Minimal), "{level:?}");
+        }
+        let name = format!("autotune {level:?} ").to_lowercase();
+        assert!(describe().starts_with(&name), "{}", describe());
+    }
+
+    #[test]
+    fn files_of_the_user_are_seen_from_below() {
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path().join("a").join("b");
+        std::fs::create_dir_all(&below).unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        assert!(!has_file(&below));
+        write("burn.toml", "[fusion]\n");
+        assert!(!has_file(&below), "nothing about CubeCL");
+        write("burn.toml", "[cubecl.autotune]\nlevel = \"full\"\n");
+        assert!(has_file(&below));
+        std::fs::remove_file(dir.path().join("burn.toml")).unwrap();
+        write("cubecl.toml", "[autotune]\nlevel = \"balanced\"\n");
+        assert!(has_file(&below));
+    }
+}
