@@ -57,8 +57,9 @@ pub fn generate(
     let prompt = ids.len();
     let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [1, prompt]), device);
     let mut state = model.init_state(1, device);
-    let logits = model.prefill(ids, &mut state);
-    let mut logits = read(logits.narrow(1, prompt - 1, 1).flatten(0, 2))?;
+    // only the last position is sampled from, so only it is projected
+    let last = model.prefill_hidden(ids, &mut state).narrow(1, prompt - 1, 1);
+    let mut logits = read(model.logits(last).flatten(0, 2))?;
     let prefill = start.elapsed();
 
     let start = Instant::now();
@@ -123,6 +124,40 @@ impl Utf8Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::test_device;
+    use crate::sampling::SamplingArgs;
+    use gla_burn::GlaTransformerConfig;
+
+    #[test]
+    fn the_text_is_what_whole_passes_would_give() {
+        let device = test_device();
+        device.seed(5);
+        let config = GlaTransformerConfig::new(256, 16, 2)
+            .with_num_heads(2)
+            .with_use_short_conv(true)
+            .with_initializer_range(0.5);
+        let model = config.init(&device);
+        let greedy = || Sampler::new(SamplingArgs { temperature: 0.0, ..Default::default() });
+        for prompt in ["", "f", &"a longer prompt, of several chunks. ".repeat(5)] {
+            let mut text = String::new();
+            let sink = |part: &str| {
+                text.push_str(part);
+                Ok(())
+            };
+            let timing = generate(&model, prompt, 12, &mut greedy().unwrap(), &device, sink);
+            assert_eq!(timing.unwrap().prompt, 1 + prompt.len());
+
+            let mut bytes = [&[SEPARATOR], prompt.as_bytes()].concat();
+            for _ in 0..12 {
+                let ids: Vec<i32> = bytes.iter().copied().map(i32::from).collect();
+                let ids = TensorData::new(ids, [1, bytes.len()]);
+                let logits = model.forward(Tensor::from_data(ids, &device));
+                let last = logits.narrow(1, bytes.len() - 1, 1).flatten(0, 2);
+                bytes.push(greedy().unwrap().sample(&read(last).unwrap()).unwrap());
+            }
+            assert_eq!(text, String::from_utf8_lossy(&bytes[1 + prompt.len()..]), "{prompt:?}");
+        }
+    }
 
     fn stream(bytes: &[u8]) -> (Vec<String>, String) {
         let mut stream = Utf8Stream::default();
