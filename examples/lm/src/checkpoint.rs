@@ -128,7 +128,11 @@ impl RunFolder {
             model.into_record().save(partial.join(MODEL))?;
             optimizer.save(partial.join(OPTIMIZER))?;
             for file in [MODEL, OPTIMIZER] {
-                let bytes = fs::read(partial.join(file))?;
+                let path = partial.join(file);
+                let bytes = fs::read(&path)?;
+                // the folder must not get its name before its content is on disk; some systems sync
+                // only what is open for writing
+                File::options().write(true).open(&path)?.sync_all()?;
                 state.files.push(Stored {
                     name: file.to_string(),
                     bytes: bytes.len() as u64,
