@@ -46,7 +46,7 @@ pub struct TrainArgs {
     /// Steps of the whole run; the learning rate reaches its floor at the last
     #[arg(long)]
     pub steps: Option<usize>,
-    /// Stop after so many minutes, with a checkpoint; the same command goes on later
+    /// Stop training after so many minutes, then score and save; the same command goes on later
     #[arg(long)]
     pub minutes: Option<f64>,
     /// Windows per step

@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::write_file;
 use crate::loss::bits_per_byte;
 
 /// Name of the log in the run's folder.
@@ -40,7 +41,6 @@ pub struct Progress {
     bar: Option<ProgressBar>,
     log: File,
     steps: usize,
-    first: usize,
     tokens_per_step: usize,
     begin: Instant,
     /// Step and time of the last shown entry.
@@ -58,16 +58,15 @@ impl Progress {
     /// When the log cannot be written.
     pub fn new(folder: &Path, step: usize, steps: usize, tokens_per_step: usize) -> Result<Self> {
         let path = folder.join(LOG_FILE);
-        let open = || -> std::io::Result<File> {
+        let open = || -> Result<File> {
             let old = fs::read_to_string(&path).unwrap_or_default();
             let kept: String = old
                 .lines()
                 .filter(|line| serde_json::from_str::<Entry>(line).is_ok_and(|e| e.step <= step))
                 .map(|line| format!("{line}\n"))
                 .collect();
-            let mut log = File::create(&path)?;
-            log.write_all(kept.as_bytes())?;
-            Ok(log)
+            write_file(&path, kept.as_bytes())?;
+            Ok(File::options().append(true).open(&path)?)
         };
         let log = open().with_context(|| format!("cannot write {}", path.display()))?;
         let bar = std::io::stderr().is_terminal().then(|| {
@@ -80,7 +79,6 @@ impl Progress {
             bar,
             log,
             steps,
-            first: step,
             tokens_per_step,
             begin: now,
             shown: (step, now),
@@ -95,7 +93,7 @@ impl Progress {
         }
     }
 
-    /// Show and log a step.
+    /// Show and log a step that the device has done: its speed is that since the last one shown.
     ///
     /// # Errors
     ///
@@ -106,10 +104,10 @@ impl Progress {
 
         let now = Instant::now();
         let recent = now - self.shown.1 - self.idle.1.min(now - self.shown.1);
-        let tokens = (entry.step - self.shown.0) * self.tokens_per_step;
-        let rate = tokens as f64 / recent.as_secs_f64().max(1e-9);
-        let done = (entry.step - self.first).max(1);
-        let left = (now - self.begin) / done as u32 * (self.steps - entry.step) as u32;
+        let steps = (entry.step - self.shown.0).max(1);
+        let rate = (steps * self.tokens_per_step) as f64 / recent.as_secs_f64().max(1e-9);
+        // from the last steps alone: the first waits for compilers
+        let left = recent.mul_f64((self.steps - entry.step) as f64 / steps as f64);
         self.shown = (entry.step, now);
         self.idle.1 = Duration::ZERO;
 

@@ -26,12 +26,18 @@ use crate::sampling::{Sampler, SamplingArgs};
 /// Bytes of the sample at the end of a run.
 const SAMPLE: usize = 400;
 
+/// Steps after which the loop waits for the device at the latest. A GPU takes launches without
+/// doing them yet, and `--minutes` is about steps done. Waiting at every step would leave the GPU
+/// idle while the next one is launched.
+const IN_FLIGHT: usize = 4;
+
 /// Train, or go on training, as `args` say; ends with the score and a sample on stdout.
 ///
 /// # Errors
 ///
 /// With what is wrong, and where: options, corpus, checkpoint, device, or a loss that is no number.
 pub fn train(args: &TrainArgs) -> Result<()> {
+    let limit = args.minutes.map(time_limit).transpose()?;
     let chosen = device::choose(args.device)?;
     eprintln!("device: {}", chosen.label);
     let device = chosen.device;
@@ -59,8 +65,12 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     };
     eprintln!("corpus: {}", corpus.summary);
     if checkpoint.is_some() && config.corpus_hash != corpus.hash {
+        let origin = match &config.data {
+            Some(path) => format!("--data {}", path.display()),
+            None => "the default corpus".to_string(),
+        };
         bail!(
-            "the corpus has the hash {}, but {} was trained on one with {}: give it back, or start \
+            "{origin} has the hash {}, but {} was trained on one with {}: give it back, or start \
              anew with --fresh or another --out",
             corpus.hash,
             folder.display(),
@@ -88,16 +98,14 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         checkpoint.state
     });
 
-    let session = Session { args, config: &config, corpus: &corpus, device: &device, run: &run };
+    let (config, corpus, device, run) = (&config, &corpus, &device, &run);
+    let session = Session { args, limit, config, corpus, device, run };
     let (model, state) = session.run(learner, start)?;
-    report(&config, &model, &state, &device)
+    report(config, &model, &state, device)
 }
 
 /// The run's own configuration if it has begun, the options otherwise.
 fn configure(args: &TrainArgs, preset: Preset, folder: &Path, resume: bool) -> Result<RunConfig> {
-    if let Some(minutes) = args.minutes {
-        ensure!(minutes > 0.0, "--minutes is {minutes}, but must be above 0");
-    }
     if !resume {
         return RunConfig::from_args(args, preset);
     }
@@ -111,13 +119,19 @@ fn configure(args: &TrainArgs, preset: Preset, folder: &Path, resume: bool) -> R
     Ok(config)
 }
 
+/// `--minutes` as a duration.
+fn time_limit(minutes: f64) -> Result<Duration> {
+    let limit = Duration::try_from_secs_f64(60.0 * minutes).ok().filter(|limit| !limit.is_zero());
+    limit.with_context(|| format!("--minutes is {minutes}, but must be above 0 and finite"))
+}
+
 /// `--fresh`: move the run in `folder`, if there is one, to the first free name beside it.
 fn set_aside(folder: &Path) -> Result<()> {
     if !checkpoint::is_run(folder) {
         return Ok(());
     }
-    // nobody may train in it meanwhile
-    let _run = RunFolder::open(folder)?;
+    // nobody may train in it; not every system renames a folder while its lock is open
+    drop(RunFolder::open(folder)?);
     let target = (1..)
         .map(|n| PathBuf::from(format!("{}.old-{n}", folder.display())))
         .find(|path| !path.exists())
@@ -163,6 +177,7 @@ impl Learner {
 /// What stays the same over a run.
 struct Session<'a> {
     args: &'a TrainArgs,
+    limit: Option<Duration>,
     config: &'a RunConfig,
     corpus: &'a Corpus,
     device: &'a Device,
@@ -184,7 +199,6 @@ impl Session<'_> {
             Some(state) => state,
             None => State::new(0, f64::NAN, 0.0),
         };
-        let limit = self.args.minutes.map(|m| Duration::from_secs_f64(60.0 * m));
         let autodiff = self.device.clone().autodiff();
         let tokens = config.batch * config.context;
         let mut progress = Progress::new(self.run.path(), first, steps, tokens)?;
@@ -196,7 +210,10 @@ impl Session<'_> {
             learner = next;
 
             let done = step + 1;
-            let out_of_time = limit.is_some_and(|limit| progress.elapsed() >= limit);
+            if done.is_multiple_of(IN_FLIGHT) {
+                self.device.sync().with_context(|| format!("step {done}: the device failed"))?;
+            }
+            let out_of_time = self.limit.is_some_and(|limit| progress.elapsed() >= limit);
             let save = done % config.checkpoint_every == 0 || done == steps || out_of_time;
             let show = done == 1 || done.is_multiple_of(self.args.log_every.max(1));
             if !save && !show {
