@@ -7,20 +7,28 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
 const STEPS: usize = 60;
+
+const SIZES: &str = "--hidden 32 --layers 2 --heads 2 --batch 4 --context 48 --seed 3";
+const PACE: &str = "--steps 60 --checkpoint-every 10 --log-every 1";
 
 /// A tiny run on this crate's own sources, on the CPU.
 fn train(out: &Path) -> Command {
-    train_on(concat!(env!("CARGO_MANIFEST_DIR"), "/src").as_ref(), out)
+    train_on(SOURCES.as_ref(), out)
 }
 
 fn train_on(data: &Path, out: &Path) -> Command {
+    let mut command = train_at(PACE, out);
+    command.arg("--data").arg(data);
+    command
+}
+
+/// On the default corpus, if nobody adds another.
+fn train_at(pace: &str, out: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
-    command.args(["--device", "cpu", "--data"]).arg(data);
-    command.arg("--out").arg(out);
-    let options = "--hidden 32 --layers 2 --heads 2 --batch 4 --context 48 --steps 60 \
-                   --checkpoint-every 10 --log-every 1 --seed 3";
-    command.args(options.split_whitespace());
+    command.args(["--device", "cpu", "--out"]).arg(out);
+    command.args(SIZES.split_whitespace()).args(pace.split_whitespace());
     command
 }
 
@@ -111,6 +119,9 @@ fn damage_and_misuse_are_explained() {
     let error = failure(train(&out).args(["--lr", "0.5"]));
     assert!(error.contains("--lr 0.5 (the run has"), "{error}");
 
+    let error = failure(train(&out).args(["--corpus-mb", "7"]));
+    assert!(error.contains("--corpus-mb 7 (the run has the default)"), "{error}");
+
     // a truncated checkpoint
     let latest = step(&out, STEPS);
     let file = latest.join("model.bpk");
@@ -137,6 +148,101 @@ fn damage_and_misuse_are_explained() {
     success(train(&out).args(["--fresh", "--minutes", "0.0001"]));
     assert!(dir.path().join("run.old-1").join("config.json").is_file());
     assert!(!file.exists());
+}
+
+/// The line of `config.json` or of the output that names a hash, cut down to the hash.
+fn hash_after(text: &str, label: &str) -> String {
+    let (_, rest) = text.split_once(label).unwrap_or_else(|| panic!("no {label} in {text}"));
+    rest.chars().filter(char::is_ascii_hexdigit).take(16).collect()
+}
+
+fn hash_of_run(out: &Path) -> String {
+    hash_after(&fs::read_to_string(out.join("config.json")).unwrap(), "\"corpus_hash\":")
+}
+
+#[test]
+fn a_run_refuses_another_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, data) = (dir.path().join("run"), dir.path().join("text"));
+    fs::write(&data, "one line of text\n".repeat(200)).unwrap();
+    let stop = ["--minutes", "0.0001"];
+    success(train_on(&data, &out).args(stop));
+    let trained_on = hash_of_run(&out);
+
+    let other = dir.path().join("other");
+    fs::copy(&data, &other).unwrap();
+    let error = failure(&mut train_on(&other, &out));
+    let paths = format!("--data {} (the run has {})", other.display(), data.display());
+    assert!(error.contains(&paths), "{error}");
+
+    fs::write(&data, "one line of prose\n".repeat(200)).unwrap();
+    let scan = run(train_at("--steps 0", &dir.path().join("scan")).arg("--data").arg(&data));
+    let changed = hash_after(&String::from_utf8_lossy(&scan.stderr), ", hash ");
+    let error = failure(&mut train_on(&data, &out));
+    let expected = format!("--data {} has the hash {changed}, but", data.display());
+    assert!(error.contains(&expected), "{error}");
+    assert!(error.contains(&format!("trained on one with {trained_on}")), "{error}");
+    assert!(error.contains("--fresh"), "{error}");
+}
+
+#[test]
+fn damage_of_the_kept_corpus_is_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let default_corpus = || train_at("--corpus-mb 1 --minutes 0.0001", &out);
+    success(&mut default_corpus());
+    let (file, trained_on) = (out.join("corpus.bin"), hash_of_run(&out));
+    let whole = fs::read(&file).unwrap();
+
+    fs::write(&file, &whole[..whole.len() - 1]).unwrap();
+    let error = failure(&mut default_corpus());
+    let sizes = format!("has {} bytes, but was written with {}", whole.len() - 1, whole.len());
+    assert!(error.contains("corpus.bin") && error.contains(&sizes), "{error}");
+
+    let mut altered = whole.clone();
+    *altered.last_mut().unwrap() ^= 1;
+    fs::write(&file, altered).unwrap();
+    let error = failure(&mut default_corpus());
+    assert!(error.contains("corpus.bin has the hash"), "{error}");
+    assert!(error.contains(&format!("trained on {trained_on}: the file is damaged")), "{error}");
+
+    fs::write(&file, whole).unwrap();
+    success(&mut default_corpus());
+}
+
+#[test]
+fn a_run_stops_on_time_and_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    // no line of output and no checkpoint falls into the time
+    let pace = "--steps 1000000 --checkpoint-every 1000000 --log-every 1000000";
+    let mut command = train_at(pace, &out);
+    command.args(["--minutes", "0.02", "--data", SOURCES]);
+    let log = |command: &mut Command| -> Vec<(u64, bool)> {
+        success(command);
+        let text = fs::read_to_string(out.join("log.jsonl")).unwrap();
+        let entries = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        entries
+            .map(|e: serde_json::Value| (e["step"].as_u64().unwrap(), e["valid_bits"].is_f64()))
+            .collect()
+    };
+    let first = log(&mut command);
+    let [(1, false), (stopped, true)] = first[..] else { panic!("{first:?}") };
+    assert!(stopped < 1_000_000 && step(&out, stopped as usize).is_dir());
+    let state = fs::read_to_string(step(&out, stopped as usize).join("state.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+    let seconds = state["seconds"].as_f64().unwrap();
+    // one step of this model takes some milliseconds, even on a machine with other work
+    assert!((1.0..4.0).contains(&seconds), "{seconds} s instead of 1.2");
+
+    let second = log(&mut command);
+    assert_eq!(second[..2], first[..]);
+    assert!(second.last().unwrap().0 > stopped, "{second:?}");
+
+    for minutes in ["0", "-1", "inf", "NaN", "1e300"] {
+        let error = failure(train(&out).arg(format!("--minutes={minutes}")));
+        assert!(error.contains("--minutes is "), "{error}");
+    }
 }
 
 #[test]

@@ -13,43 +13,52 @@ use crate::checkpoint::write_file;
 
 const FILE: &str = "corpus.bin";
 
+/// Bytes of the two lengths before the parts.
+const HEADER: usize = 16;
+
 impl Corpus {
-    /// Write a copy into `folder`, unless this very corpus is there: 8 bytes with the length of the
-    /// training part, little-endian, then both parts.
+    /// Write a copy into `folder`, unless this very corpus is there: the lengths of both parts, each
+    /// in 8 bytes, little-endian, then the parts.
     ///
     /// # Errors
     ///
     /// When the folder cannot be written.
     pub fn keep(&self, folder: &Path) -> Result<()> {
-        let path = folder.join(FILE);
-        let len = 8 + self.train.len() + self.valid.len();
-        if fs::metadata(&path).is_ok_and(|file| file.len() == len as u64) {
+        if matches!(Self::kept(folder, &self.hash), Ok(Some(_))) {
             return Ok(());
         }
-        let mut bytes = Vec::with_capacity(len);
-        bytes.extend_from_slice(&(self.train.len() as u64).to_le_bytes());
+        let mut bytes = Vec::with_capacity(HEADER + self.train.len() + self.valid.len());
+        for part in [&self.train, &self.valid] {
+            bytes.extend_from_slice(&(part.len() as u64).to_le_bytes());
+        }
         bytes.extend_from_slice(&self.train);
         bytes.extend_from_slice(&self.valid);
-        write_file(&path, &bytes)
+        write_file(&folder.join(FILE), &bytes)
     }
 
     /// The copy in `folder`, if there is one.
     ///
     /// # Errors
     ///
-    /// When it is damaged: its hash is not `hash`.
+    /// When it is damaged: its size is not the one it was written with, or its hash is not `hash`.
     pub fn kept(folder: &Path, hash: &str) -> Result<Option<Self>> {
         let path = folder.join(FILE);
         if !path.exists() {
             return Ok(None);
         }
         let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let parts = bytes.split_first_chunk::<8>().and_then(|(len, rest)| {
-            let len = usize::try_from(u64::from_le_bytes(*len)).ok()?;
-            rest.split_at_checked(len)
-        });
-        let (train, valid) =
-            parts.with_context(|| format!("{} is cut: {} bytes", path.display(), bytes.len()))?;
+        // a file too short for a length is too short for what any length says
+        let words = bytes.as_chunks::<8>().0;
+        let length = |i: usize| words.get(i).map_or(0, |word| u64::from_le_bytes(*word));
+        let (train, valid) = (length(0), length(1));
+        let expected = train.saturating_add(valid).saturating_add(HEADER as u64);
+        ensure!(
+            bytes.len() as u64 == expected,
+            "{} has {} bytes, but was written with {expected}: it is truncated or was altered",
+            path.display(),
+            bytes.len()
+        );
+        let (train, valid) = bytes[HEADER..].split_at(train as usize);
         let found = Self::hash_of(train, valid);
         ensure!(
             found == hash,
@@ -83,14 +92,22 @@ mod tests {
 
         let path = folder.path().join(FILE);
         let whole = fs::read(&path).unwrap();
-        fs::write(&path, &whole[..500]).unwrap();
-        let error = Corpus::kept(folder.path(), &hash).err().expect("cut").to_string();
-        assert!(error.ends_with("is cut: 500 bytes"), "{error}");
-        fs::write(&path, &whole[..1040]).unwrap();
-        let error = Corpus::kept(folder.path(), &hash).err().expect("damaged").to_string();
+        let damage = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            Corpus::kept(folder.path(), &hash).err().expect("damaged").to_string()
+        };
+        for cut in [500, 1040] {
+            let error = damage(&whole[..cut]);
+            let sizes = format!("has {cut} bytes, but was written with 1066:");
+            assert!(error.contains("corpus.bin") && error.contains(&sizes), "{error}");
+        }
+        assert!(damage(&[]).contains("has 0 bytes"));
+        let mut flipped = whole.clone();
+        flipped[700] ^= 1;
+        let error = damage(&flipped);
         assert!(error.contains(&hash) && error.contains("damaged"), "{error}");
-        // the next start writes it anew
+        // a new run in that folder writes it anew
         corpus.keep(folder.path()).unwrap();
-        assert!(Corpus::kept(folder.path(), &hash).unwrap().is_some());
+        assert_eq!(fs::read(&path).unwrap(), whole);
     }
 }
