@@ -8,6 +8,7 @@ use cubecl::client::Client;
 use cubecl::server::Handle;
 
 use crate::components::Role;
+use crate::scan::Walk;
 use crate::launch::{Launcher, buffer, check_inputs};
 use crate::{Blueprint, GlaError, Problem, Strategy};
 
@@ -46,6 +47,21 @@ pub fn forward(
     buffer("o", &args.o, rows * dims.heads * dims.value_dim * size)?;
     buffer("final_state", &args.final_state, problem.state_len() * 4)?;
 
+    if launcher.scans() {
+        let made = launcher.prepare(&args.q, &args.k);
+        launcher.walk(&made, Walk {
+            spec: launcher.value_walk(false, dims.kv_heads, args.initial_state.is_some()),
+            left: &made.qt,
+            update: &made.kt,
+            right: &args.v,
+            start: args.initial_state.as_ref(),
+            end: &args.final_state,
+            out: (&args.o, problem.dtype),
+            trace: None,
+            products: None,
+        });
+        return Ok(launcher.blueprint);
+    }
     let states = launcher.scratch(launcher.states_len());
     let a = launcher.scratch(launcher.row_heads() * launcher.blueprint.chunk);
     let start = args.initial_state.as_ref();

@@ -6,7 +6,7 @@ use cubecl::server::Handle;
 
 use crate::chunk::{self, StageSpec, cubes};
 use crate::components::Role;
-use crate::{Blueprint, DeviceLimits, GlaError, Problem, Strategy, check_addressable, select};
+use crate::{Blueprint, DeviceLimits, GlaError, Instruction, Plan, Problem, Strategy, check_addressable, select};
 
 /// Checks that a device buffer holds at least `expected` bytes.
 pub(crate) fn buffer(name: &'static str, handle: &Handle, expected: usize) -> Result<(), GlaError> {
@@ -73,8 +73,8 @@ pub(crate) fn check_inputs(
 
 /// One call on one device: launches the stages of [`crate::chunk`].
 pub(crate) struct Launcher<'a> {
-    client: &'a Client,
-    limits: DeviceLimits,
+    pub client: &'a Client,
+    pub limits: DeviceLimits,
     pub problem: &'a Problem,
     pub blueprint: Blueprint,
     pub gate: Handle,
@@ -104,6 +104,12 @@ impl<'a> Launcher<'a> {
         }
         let limits = DeviceLimits::of(client);
         let longest = problem.sequences.longest();
+        let strategy = match strategy {
+            Strategy::Inferred if limits.mma.contains(&problem.dtype) && problem.dims.key_dim <= 256 => {
+                Strategy::Plan(Plan::Scan)
+            }
+            strategy => strategy,
+        };
         let blueprint = select(strategy, &problem.dims, longest, &limits)?;
         tracing::debug!(?blueprint, dims = ?problem.dims, "gla: chunked plan");
         let table = problem.sequences.chunk_table(blueprint.chunk);
@@ -127,6 +133,11 @@ impl<'a> Launcher<'a> {
         })
     }
 
+    /// Whether the scan plan runs.
+    pub fn scans(&self) -> bool {
+        self.blueprint.instruction == Instruction::Mma
+    }
+
     /// Scratch of `len` f32.
     pub fn scratch(&self, len: usize) -> Handle {
         self.client.empty(4 * len.max(1))
@@ -147,11 +158,11 @@ impl<'a> Launcher<'a> {
         StageSpec { dims: self.problem.dims, blueprint: self.blueprint, role }
     }
 
-    fn table(&self) -> BufferArg {
+    pub fn table(&self) -> BufferArg {
         arg(&self.table, self.table_len)
     }
 
-    fn gate(&self) -> BufferArg {
+    pub fn gate(&self) -> BufferArg {
         arg(&self.gate, self.problem.gate_len().max(1))
     }
 
@@ -159,7 +170,7 @@ impl<'a> Launcher<'a> {
         CubeDim::new_1d(self.blueprint.units() as u32)
     }
 
-    fn types(&self) -> [ElemType; 2] {
+    pub fn types(&self) -> [ElemType; 2] {
         [self.problem.dtype, self.problem.gate_dtype]
     }
 
@@ -391,7 +402,7 @@ impl<'a> Launcher<'a> {
 }
 
 /// A kernel argument over a whole buffer.
-fn arg(handle: &Handle, len: usize) -> BufferArg {
+pub(crate) fn arg(handle: &Handle, len: usize) -> BufferArg {
     // SAFETY: callers check their buffers (`buffer`) or allocate them with this length (`scratch`).
     unsafe { BufferArg::from_raw_parts(handle.clone(), len) }
 }

@@ -24,6 +24,7 @@ pub mod eval;
 mod forward;
 mod launch;
 mod recurrent;
+mod scan;
 mod select;
 
 pub use backward::*;

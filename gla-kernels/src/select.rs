@@ -1,6 +1,6 @@
 //! From a problem, a strategy and a device to a blueprint.
 
-use crate::{Blueprint, CHUNKS, COLS, DeviceLimits, Dims, GlaError, Instruction, Strategy};
+use crate::{Blueprint, CHUNKS, COLS, DeviceLimits, Dims, GlaError, Instruction, Plan, Strategy};
 
 /// Chooses the blueprint: the shortest chunk that holds the longest sequence, else the longest one;
 /// tiles as wide as the heads need; both shrink until the device has room.
@@ -21,7 +21,10 @@ pub fn select(
             Ok(blueprint)
         }
         Strategy::Chunk(chunk) => shrink(Blueprint { chunk, cols, instruction }, 1, limits),
-        Strategy::Inferred => {
+        Strategy::Plan(Plan::Scan) => {
+            Ok(Blueprint { chunk: 64, cols: 64, instruction: Instruction::Mma })
+        }
+        Strategy::Inferred | Strategy::Plan(Plan::Split) => {
             shrink(Blueprint { chunk: wanted, cols, instruction }, CHUNKS.len(), limits)
         }
     }
@@ -59,7 +62,7 @@ mod tests {
     }
 
     fn limits(shared_memory: usize, units: usize) -> DeviceLimits {
-        DeviceLimits { shared_memory, units, bindings: 8, cubes: (65535, 65535) }
+        DeviceLimits { shared_memory, units, bindings: 8, cubes: (65535, 65535), mma: vec![] }
     }
 
     #[test]

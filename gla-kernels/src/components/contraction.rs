@@ -21,6 +21,8 @@ pub fn contract(
     #[comptime] instruction: Instruction,
 ) {
     match instruction {
+        // the scan plan's kernels have their own tiles, see `multiply`
+        Instruction::Mma => {}
         Instruction::Registers => {
             for d in 0..depth {
                 let x = b[b_at + d * b_stride];

@@ -3,11 +3,13 @@
 mod address;
 mod contraction;
 mod gate;
+mod mma;
 mod tile;
 
 pub use address::*;
 pub use contraction::*;
 pub use gate::*;
+pub use mma::*;
 pub use tile::*;
 
 /// Which end of a pair `(t, s)`, `s <= t`, a kernel works for.

@@ -1,6 +1,8 @@
 //! The compile-time choices of the kernels, and what they need from a device.
 
 use cubecl::client::Client;
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::*;
 
 use crate::GlaError;
 
@@ -23,6 +25,17 @@ pub const MAX_BINDINGS: usize = 8;
 pub enum Instruction {
     /// f32 multiply-adds, 16 accumulators in the registers of each unit. Runs everywhere.
     Registers,
+    /// Tensor cores through `mma.m16n8k16`, f32 accumulators in registers: half precision on CUDA.
+    Mma,
+}
+
+/// The order of the work between chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Plan {
+    /// The state stays on chip along a sequence; needs [`Instruction::Mma`].
+    Scan,
+    /// The state of every chunk is stored, and chunks are worked on in parallel.
+    Split,
 }
 
 /// Tile sizes and instruction that the chunked kernels are compiled with.
@@ -50,6 +63,8 @@ pub struct DeviceLimits {
     pub bindings: usize,
     /// Cubes along the first two axes of a launch.
     pub cubes: (u32, u32),
+    /// Types that `mma.m16n8k16` multiplies into f32, with matrix loads from shared memory.
+    pub mma: Vec<ElemType>,
 }
 
 impl DeviceLimits {
@@ -69,8 +84,24 @@ impl DeviceLimits {
             units: hardware.max_units_per_cube as usize,
             bindings: hardware.max_bindings as usize,
             cubes: (hardware.max_cube_count.0, hardware.max_cube_count.1),
+            mma: mma_types(client),
         }
     }
+}
+
+fn mma_types(client: &Client) -> Vec<ElemType> {
+    let matmul = &client.features().matmul;
+    let hardware = &client.properties().hardware;
+    let planes_of_32 = hardware.plane_size_min == 32 && hardware.plane_size_max == 32;
+    let multiplies = |elem: ElemType| {
+        matmul.ldmatrix.contains(&elem)
+            && matmul.mma.iter().any(|mma| {
+                (mma.a_type, mma.b_type, mma.cd_type) == (elem, elem, f32::elem_type_native())
+                    && (mma.m, mma.n, mma.k) == (16, 8, 16)
+            })
+    };
+    let types = [ElemType::Float(FloatKind::F16), ElemType::Float(FloatKind::BF16)];
+    types.into_iter().filter(|&elem| planes_of_32 && multiplies(elem)).collect()
 }
 
 /// Who chooses the blueprint.
@@ -81,6 +112,8 @@ pub enum Strategy {
     Inferred,
     /// As inferred, with this chunk length.
     Chunk(usize),
+    /// As inferred, with this plan.
+    Plan(Plan),
     /// The caller.
     Forced(Blueprint),
 }
