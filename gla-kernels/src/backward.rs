@@ -14,8 +14,8 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use crate::components::Role;
-use crate::launch::{Launcher, buffer, check_inputs};
-use crate::{Blueprint, GateKind, GlaError, Problem, Strategy};
+use crate::launch::Launcher;
+use crate::{Blueprint, GateKind, GlaError, Problem, Strategy, buffer, check_inputs};
 
 /// Buffers of [`backward`]; shapes as in [`Problem`], gradients like what they are gradients of.
 pub struct BackwardArgs {

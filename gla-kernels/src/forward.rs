@@ -8,8 +8,8 @@ use cubecl::client::Client;
 use cubecl::server::Handle;
 
 use crate::components::Role;
-use crate::launch::{Launcher, buffer, check_inputs};
-use crate::{Blueprint, GlaError, Problem, Strategy};
+use crate::launch::Launcher;
+use crate::{Blueprint, GlaError, Problem, Strategy, buffer, check_inputs};
 
 /// Buffers of [`forward`]; shapes as in [`Problem`].
 pub struct ForwardArgs {

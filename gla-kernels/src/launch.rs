@@ -1,75 +1,12 @@
 //! What every launch needs: the device's limits, the chunk table, the compile-time spec.
 
-use cubecl::ir::{ElemType, FloatKind};
+use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use crate::chunk::{self, StageSpec, cubes};
 use crate::components::Role;
-use crate::{Blueprint, DeviceLimits, GlaError, Problem, Strategy, check_addressable, select};
-
-/// Checks that a device buffer holds at least `expected` bytes.
-pub(crate) fn buffer(name: &'static str, handle: &Handle, expected: usize) -> Result<(), GlaError> {
-    let got = handle.size_in_used() as usize;
-    if got < expected {
-        return Err(GlaError::BufferSize { name, expected, got });
-    }
-    Ok(())
-}
-
-/// Checks the problem, its types on this device, and that gate and gate kind agree.
-pub(crate) fn checked(client: &Client, problem: &Problem, has_gate: bool) -> Result<(), GlaError> {
-    problem.validate()?;
-    let kind = problem.dims.gate;
-    if has_gate != kind.is_some() {
-        let message = format!("gate kind is {kind:?}, but a gate tensor was given: {has_gate}");
-        return Err(GlaError::Argument { name: "gate", message });
-    }
-    let mut types = vec![("q", problem.dtype)];
-    if has_gate {
-        types.push(("gate", problem.gate_dtype));
-    }
-    let known = [f32::elem_type_native(), half_type(), brain_type()];
-    // an adapter opened for SPIR-V lists bf16, but WGSL has none
-    let wgsl = client.name() == "wgpu<wgsl>";
-    for (name, dtype) in types {
-        let supported = known.contains(&dtype)
-            && !(wgsl && dtype == brain_type())
-            && client.properties().supports_type(dtype);
-        if !supported {
-            return Err(GlaError::UnsupportedDtype {
-                name,
-                dtype: format!("{dtype:?}"),
-                device: client.properties().identity.name.clone(),
-            });
-        }
-    }
-    Ok(())
-}
-
-fn half_type() -> ElemType {
-    ElemType::Float(FloatKind::F16)
-}
-
-fn brain_type() -> ElemType {
-    ElemType::Float(FloatKind::BF16)
-}
-
-/// Checks the sizes of the inputs that every form has.
-pub(crate) fn check_inputs(
-    problem: &Problem,
-    [q, k, v]: [&Handle; 3],
-    gate: Option<&Handle>,
-) -> Result<(), GlaError> {
-    let (rows, dims, size) = (problem.rows(), problem.dims, problem.dtype.size());
-    buffer("q", q, rows * dims.heads * dims.key_dim * size)?;
-    buffer("k", k, rows * dims.kv_heads * dims.key_dim * size)?;
-    buffer("v", v, rows * dims.kv_heads * dims.value_dim * size)?;
-    match gate {
-        Some(gate) => buffer("gate", gate, problem.gate_len() * problem.gate_dtype.size()),
-        None => Ok(()),
-    }
-}
+use crate::{Blueprint, DeviceLimits, GlaError, Problem, Strategy, check_chunked, check_gate};
 
 /// One call on one device: launches the stages of [`crate::chunk`].
 pub(crate) struct Launcher<'a> {
@@ -91,32 +28,15 @@ impl<'a> Launcher<'a> {
         strategy: Strategy,
         gate: Option<Handle>,
     ) -> Result<Self, GlaError> {
-        checked(client, problem, gate.is_some())?;
-        let adapter = &client.properties().identity.name;
-        if crashes_on_shared_memory(client.name(), adapter) {
-            return Err(GlaError::Argument {
-                name: "device",
-                message: format!(
-                    "{adapter} cannot run CubeCL's SPIR-V kernels with shared memory; build with \
-                     the feature `wgpu` (WGSL) instead of `vulkan`"
-                ),
-            });
-        }
-        let limits = DeviceLimits::of(client);
-        let longest = problem.sequences.longest();
-        let blueprint = select(strategy, &problem.dims, longest, &limits)?;
+        check_gate(problem, gate.is_some())?;
+        let blueprint = check_chunked(client, problem, strategy)?;
         tracing::debug!(?blueprint, dims = ?problem.dims, "gla: chunked plan");
         let table = problem.sequences.chunk_table(blueprint.chunk);
-        let dims = problem.dims;
-        let states = table.num_chunks * dims.heads * dims.key_dim * dims.value_dim;
-        check_addressable("the states between chunks", states)?;
-        let pairs = problem.rows() * dims.heads * blueprint.chunk;
-        check_addressable("the intra-chunk matrix [B, T, H, chunk]", pairs)?;
         let words = if table.words.is_empty() { vec![0; 2] } else { table.words };
         let handle = client.create_from_slice(u32::as_bytes(&words));
         Ok(Launcher {
             client,
-            limits,
+            limits: DeviceLimits::of(client),
             problem,
             blueprint,
             // without a gate the kernels read none; any buffer fills the slot
@@ -394,23 +314,4 @@ impl<'a> Launcher<'a> {
 fn arg(handle: &Handle, len: usize) -> BufferArg {
     // SAFETY: callers check their buffers (`buffer`) or allocate them with this length (`scratch`).
     unsafe { BufferArg::from_raw_parts(handle.clone(), len) }
-}
-
-/// CubeCL 0.11 declares shared memory wrongly in SPIR-V where the driver lacks
-/// `VK_KHR_workgroup_memory_explicit_layout`, and Mesa's software adapter, which does, crashes on it.
-fn crashes_on_shared_memory(runtime: &str, adapter: &str) -> bool {
-    runtime == "wgpu<spirv>" && adapter.to_lowercase().contains("llvmpipe")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::crashes_on_shared_memory;
-
-    #[test]
-    fn only_spirv_on_llvmpipe_is_refused() {
-        let llvmpipe = "llvmpipe (LLVM 15.0.6, 256 bits)";
-        assert!(crashes_on_shared_memory("wgpu<spirv>", llvmpipe));
-        assert!(!crashes_on_shared_memory("wgpu<wgsl>", llvmpipe));
-        assert!(!crashes_on_shared_memory("wgpu<spirv>", "NVIDIA H100 80GB HBM3"));
-    }
 }

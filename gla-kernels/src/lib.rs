@@ -15,6 +15,7 @@
 //! checked is therefore checked before the first launch, and reported as a [`GlaError`].
 
 mod backward;
+mod check;
 mod chunk;
 mod components;
 mod definition;
@@ -27,10 +28,11 @@ mod recurrent;
 mod select;
 
 pub use backward::*;
+pub use check::{check_chunked, check_recurrent};
 pub use definition::*;
 pub use error::GlaError;
 pub use forward::*;
 pub use recurrent::*;
 pub use select::select;
 
-pub(crate) use launch::{buffer, check_inputs, checked};
+pub(crate) use check::{buffer, check_gate, check_inputs};

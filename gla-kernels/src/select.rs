@@ -87,6 +87,11 @@ mod tests {
         let odd = Blueprint { chunk: 64, cols: 0, instruction: Instruction::Registers };
         let odd = select(Strategy::Forced(odd), &dims(8, 8), 10, &limits(48 << 10, 1024));
         assert_eq!(odd.unwrap_err().to_string(), "cols: must be one of [64, 32, 16], got 0");
+        let narrow = select(Strategy::Chunk(64), &dims(8, 8), 10, &limits(48 << 10, 128));
+        assert_eq!(
+            narrow.unwrap_err().to_string(),
+            "scores: needs 256 units per cube, the device allows 128"
+        );
         let few = DeviceLimits { bindings: 4, ..limits(48 << 10, 1024) };
         let few = select(Strategy::Inferred, &dims(8, 8), 10, &few).unwrap_err();
         assert_eq!(few.to_string(), "kernels: need 8 storage buffers, the device binds 4");
