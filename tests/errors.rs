@@ -2,9 +2,11 @@
 #![cfg(feature = "flex")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Command;
 
-use burn::tensor::{DType, Device, Tensor};
-use gla_burn::{Gate, GlaOptions, StepGate, gla, gla_step};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use gla_burn::{Form, Gate, GlaOptions, StepGate, device_limits, gla, gla_step};
+use gla_tests::{TestDevice, devices};
 
 struct Call {
     q: Tensor<4>,
@@ -53,6 +55,10 @@ fn shapes() {
         "gla: k: expected shape [2, 5, 2, 3], got [2, 7, 2, 3]"
     );
     assert_eq!(
+        message(|c, d| c.k = Tensor::ones([2, 5, 2, 4], d)),
+        "gla: k: expected shape [2, 5, 2, 3], got [2, 5, 2, 4]"
+    );
+    assert_eq!(
         message(|c, d| c.v = Tensor::ones([2, 6, 2, 6], d)),
         "gla: v: expected shape [2, 5, 2, 6], got [2, 6, 2, 6]"
     );
@@ -79,7 +85,21 @@ fn shapes() {
 }
 
 #[test]
+fn empty_dimensions() {
+    let q = |shape| message(|c, d| c.q = Tensor::zeros(shape, d));
+    let v = |shape| message(|c, d| c.v = Tensor::zeros(shape, d));
+    assert_eq!(q([2, 5, 0, 3]), "gla: q heads: must be at least 1, got 0");
+    assert_eq!(q([2, 5, 4, 0]), "gla: K: must be at least 1, got 0");
+    assert_eq!(v([2, 5, 0, 6]), "gla: v heads: must be at least 1, got 0");
+    assert_eq!(v([2, 5, 2, 0]), "gla: V: must be at least 1, got 0");
+}
+
+#[test]
 fn types() {
+    assert_eq!(
+        message(|c, _| c.k = c.k.clone().cast(DType::F64)),
+        "gla: k: expected dtype F32, got F64"
+    );
     assert_eq!(
         message(|c, _| c.v = c.v.clone().cast(DType::F16)),
         "gla: v: expected dtype F32, got F16"
@@ -87,6 +107,15 @@ fn types() {
     assert_eq!(
         message(|c, d| c.gate = Gate::Vector(Tensor::zeros([2, 5, 2, 3], (d, DType::F16)))),
         "gla: gate: expected dtype F32, got F16"
+    );
+    assert_eq!(
+        message(|c, d| {
+            for x in [&mut c.q, &mut c.k, &mut c.v] {
+                *x = x.clone().cast(DType::F16);
+            }
+            c.gate = Gate::Vector(Tensor::zeros([2, 5, 2, 3], (d, DType::BF16)));
+        }),
+        "gla: gate: expected dtype F32 or F16, got BF16"
     );
     assert_eq!(
         message(|c, d| {
@@ -123,26 +152,230 @@ fn chunk_and_gate_values() {
         message(|c, _| c.options.chunk = Some(48)),
         "gla: chunk: must be one of [16, 32, 64], got 48"
     );
-    assert_eq!(
-        message(|c, d| c.gate = Gate::Fixed(Tensor::from_floats([-1.0, 0.25, 0.0, -2.0], d))),
-        "gla: gate: must be at most 0, the largest is 0.25"
-    );
+    let expected = "gla: gate: must be at most 0, the largest is 0.25";
+    for device in [Device::flex(), Device::flex().autodiff()] {
+        let one = |shape: &[usize]| {
+            let mut values = vec![-1.0; shape.iter().product()];
+            values[1] = 0.25;
+            TensorData::new(values, shape)
+        };
+        let gates = [
+            Gate::Fixed(Tensor::from_data(one(&[4]), &device)),
+            Gate::Scalar(Tensor::from_data(one(&[2, 5, 2]), &device)),
+            Gate::Vector(Tensor::from_data(one(&[2, 5, 2, 3]), &device)),
+        ];
+        for gate in gates {
+            let found = message(|c, _| {
+                for x in [&mut c.q, &mut c.k, &mut c.v] {
+                    *x = Tensor::ones(x.dims(), &device);
+                }
+                c.gate = gate;
+            });
+            assert_eq!(found, expected);
+        }
+        let gates = [
+            StepGate::Fixed(Tensor::from_data(one(&[4]), &device)),
+            StepGate::Scalar(Tensor::from_data(one(&[2, 2]), &device)),
+            StepGate::Vector(Tensor::from_data(one(&[2, 2, 3]), &device)),
+        ];
+        for gate in gates {
+            let found = step_message(&device, |s| s.gate = gate);
+            assert_eq!(found, expected.replace("gla:", "gla_step:"));
+        }
+    }
+}
+
+struct Step {
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    gate: StepGate,
+    state: Tensor<4>,
+}
+
+fn step_message(device: &Device, change: impl FnOnce(&mut Step)) -> String {
+    let mut s = Step {
+        q: Tensor::ones([2, 4, 3], device),
+        k: Tensor::ones([2, 2, 3], device),
+        v: Tensor::ones([2, 2, 6], device),
+        gate: StepGate::None,
+        state: Tensor::zeros([2, 4, 3, 6], device),
+    };
+    change(&mut s);
+    text(catch_unwind(AssertUnwindSafe(|| gla_step(s.q, s.k, s.v, s.gate, s.state, None))))
 }
 
 #[test]
 fn steps() {
-    let device = Device::flex();
-    let (q, k) = (Tensor::<3>::ones([2, 4, 3], &device), Tensor::<3>::ones([2, 2, 3], &device));
-    let v = Tensor::<3>::ones([2, 2, 6], &device);
-    let state = Tensor::<4>::zeros([2, 4, 3, 5], &device);
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        gla_step(q.clone(), k.clone(), v.clone(), StepGate::None, state, None)
-    }));
-    assert_eq!(text(result), "gla_step: state: expected shape [2, 4, 3, 6], got [2, 4, 3, 5]");
-    let state = Tensor::<4>::zeros([2, 4, 3, 6], &device);
-    let gate = StepGate::Scalar(Tensor::zeros([2, 4], &device));
-    let result = catch_unwind(AssertUnwindSafe(|| gla_step(q, k, v, gate, state, None)));
-    assert_eq!(text(result), "gla_step: gate: expected shape [2, 2], got [2, 4]");
+    let d = &Device::flex();
+    assert_eq!(
+        step_message(d, |s| s.k = Tensor::ones([2, 2, 4], d)),
+        "gla_step: k: expected shape [2, 2, 3], got [2, 2, 4]"
+    );
+    assert_eq!(
+        step_message(d, |s| s.v = Tensor::ones([3, 2, 6], d)),
+        "gla_step: v: expected shape [2, 2, 6], got [3, 2, 6]"
+    );
+    assert_eq!(
+        step_message(d, |s| s.v = Tensor::ones([2, 3, 6], d)),
+        "gla_step: heads: 4 query heads are no multiple of 3 key/value heads"
+    );
+    assert_eq!(
+        step_message(d, |s| s.gate = StepGate::Fixed(Tensor::zeros([2], d))),
+        "gla_step: gate: expected shape [4], got [2]"
+    );
+    assert_eq!(
+        step_message(d, |s| s.gate = StepGate::Scalar(Tensor::zeros([2, 4], d))),
+        "gla_step: gate: expected shape [2, 2], got [2, 4]"
+    );
+    assert_eq!(
+        step_message(d, |s| s.gate = StepGate::Vector(Tensor::zeros([2, 4, 3], d))),
+        "gla_step: gate: expected shape [2, 2, 3], got [2, 4, 3]"
+    );
+    assert_eq!(
+        step_message(d, |s| s.state = Tensor::zeros([2, 4, 3, 5], d)),
+        "gla_step: state: expected shape [2, 4, 3, 6], got [2, 4, 3, 5]"
+    );
+    assert_eq!(
+        step_message(d, |s| s.state = Tensor::zeros([2, 4, 3, 6], (d, DType::F16))),
+        "gla_step: state: expected dtype F32, got F16"
+    );
+    assert_eq!(
+        step_message(d, |s| s.v = Tensor::ones([2, 2, 6], (d, DType::F16))),
+        "gla_step: v: expected dtype F32, got F16"
+    );
+}
+
+/// The devices that run kernels.
+fn accelerators() -> Vec<TestDevice> {
+    let mut found = devices();
+    found.retain(|device| device.name != "flex");
+    if found.is_empty() {
+        println!("SKIPPED device errors: no device runs kernels");
+    }
+    found
+}
+
+#[test]
+fn devices_must_agree() {
+    assert!(device_limits(&Device::flex()).is_none());
+    for TestDevice { device, .. } in accelerators() {
+        assert!(device_limits(&device.clone().autodiff()).is_some());
+        let on = |name: &str| format!("{name}: is on {device:?}, q is on {:?}", Device::flex());
+        assert_eq!(
+            message(|c, _| c.k = Tensor::ones([2, 5, 2, 3], &device)),
+            format!("gla: {}", on("k"))
+        );
+        assert_eq!(
+            message(|c, _| c.gate = Gate::Fixed(Tensor::zeros([4], &device))),
+            format!("gla: {}", on("gate"))
+        );
+        assert_eq!(
+            message(|c, _| c.options.initial_state = Some(Tensor::zeros([2, 4, 3, 6], &device))),
+            format!("gla: {}", on("initial_state"))
+        );
+        assert_eq!(
+            step_message(&Device::flex(), |s| s.state = Tensor::zeros([2, 4, 3, 6], &device)),
+            format!("gla_step: {}", on("state"))
+        );
+    }
+}
+
+#[test]
+fn types_that_a_device_lacks() {
+    for TestDevice { name, device } in accelerators() {
+        let with = |dtype| {
+            let empty = |shape| Tensor::<4>::empty(shape, (&device, dtype));
+            let found = message(|c, _| {
+                c.q = empty([2, 5, 4, 3]);
+                c.k = empty([2, 5, 2, 3]);
+                c.v = empty([2, 5, 2, 6]);
+                c.gate = Gate::None;
+            });
+            let empty = |shape| Tensor::<3>::empty(shape, (&device, dtype));
+            let step = step_message(&device, |s| {
+                s.q = empty([2, 4, 3]);
+                s.k = empty([2, 2, 3]);
+                s.v = empty([2, 2, 6]);
+            });
+            assert_eq!(step, found.replace("gla:", "gla_step:"));
+            found
+        };
+        assert_eq!(with(DType::F64), "gla: q: expected dtype F32 or F16 or BF16, got F64");
+        for dtype in [DType::F16, DType::BF16] {
+            if device.supports_dtype(dtype) {
+                println!("SKIPPED {name} {dtype:?}: the device supports it");
+                continue;
+            }
+            let expected =
+                format!("gla: q: the device {device:?} does not support dtype {dtype:?}");
+            assert_eq!(with(dtype), expected);
+        }
+    }
+}
+
+/// Limits of a device are reported by the call, not by whoever reads its output later.
+#[test]
+fn sizes_that_a_device_lacks() {
+    for TestDevice { name, device } in accelerators() {
+        // many empty sequences: a large state for small tensors
+        let with = |sequences: usize, form| {
+            let mut cu_seqlens = vec![0; sequences + 1];
+            cu_seqlens[sequences] = 1;
+            message(|c, _| {
+                for x in [&mut c.q, &mut c.k, &mut c.v] {
+                    *x = Tensor::ones([1, 1, 1, 1024], &device);
+                }
+                c.gate = Gate::None;
+                c.options = GlaOptions::default().with_cu_seqlens(cu_seqlens).with_form(form);
+            })
+        };
+        for form in [Form::Chunk, Form::Recurrent] {
+            assert_eq!(
+                with(4096, form),
+                "gla: the state: 4294967296 elements, 32-bit addresses reach 4294967295"
+            );
+            if name == "cuda" {
+                println!("SKIPPED {name} largest buffer: it may hold 16 GiB");
+                continue;
+            }
+            let found = with(4095, form);
+            let expected = "gla: the state: needs 17175674880 bytes in one buffer, the device \
+                            allocates ";
+            assert!(found.starts_with(expected), "{found}");
+        }
+    }
+}
+
+/// Tests pass without a device that they would need, but not if it was asked for.
+#[test]
+fn a_required_device_must_be_there() {
+    let run = |required: &str| {
+        let output = Command::new(std::env::current_exe().expect("a test has a path"))
+            .args(["--exact", "devices_must_agree", "--nocapture"])
+            .env("GLA_REQUIRE", required)
+            .env_remove("GLA_DEVICES")
+            // CubeCL's own variable: no machine has as many
+            .env("CUBECL_WGPU_DEFAULT_DEVICE", "DiscreteGpu(1000)")
+            .output()
+            .expect("a test can be run");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (passed, log) = run("flex");
+    assert!(passed, "{log}");
+    for (name, compiled) in [
+        ("wgpu", cfg!(feature = "wgpu")),
+        ("vulkan", cfg!(feature = "vulkan")),
+        ("cuda", cfg!(feature = "cuda")),
+    ] {
+        let expected = match (compiled, name) {
+            (false, _) => format!("GLA_REQUIRE lists {name}, which is not compiled in"),
+            (true, "cuda") => continue,
+            (true, _) => format!("GLA_REQUIRE lists {name}, but there is no such device"),
+        };
+        let (passed, log) = run(&format!("flex,{name}"));
+        assert!(!passed && log.contains(&expected), "{name}: {log}");
+    }
 }
 
 #[test]

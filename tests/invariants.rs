@@ -1,10 +1,11 @@
-//! What must hold for any input: properties on random shapes, on the CPU.
+//! What must hold for any input: properties on random shapes on the CPU, and on one shape on every
+//! device.
 #![cfg(feature = "flex")]
 
 use burn::tensor::{DType, Device, Tensor};
-use gla_burn::{Gate, GlaOptions, gla};
+use gla_burn::{Form, Gate, StepGate, gla, gla_step};
 use gla_kernels::eval::{self, ABS_FLOOR, Case, RefDType};
-use gla_tests::{CaseTensors, tensor, values};
+use gla_tests::{CaseTensors, TestDevice, devices, tensor, values};
 use proptest::prelude::*;
 
 fn close(name: &str, expected: &[f64], got: &[f64]) {
@@ -86,15 +87,141 @@ proptest! {
     }
 }
 
+/// One small shape for all devices: a software adapter compiles few kernels for it.
+struct OnDevice {
+    name: &'static str,
+    device: Device,
+    x: CaseTensors,
+}
+
+const TIME: usize = 40;
+
+fn on_devices() -> impl Iterator<Item = OnDevice> {
+    let case = Case::parse("vector-ls1-t40-k7-v5-h2-init").expect("an id");
+    devices().into_iter().map(move |TestDevice { name, device }| {
+        let x = CaseTensors::new(&case, RefDType::F32, &device);
+        OnDevice { name, device, x }
+    })
+}
+
+impl OnDevice {
+    /// Rows `from..to` by chunks of `chunk`, after `state`: output and final state.
+    fn piece(&self, [from, to]: [usize; 2], state: Tensor<4>, chunk: usize) -> [Tensor<4>; 2] {
+        let part = |x: &Tensor<4>| x.clone().narrow(1, from, to - from);
+        let Gate::Vector(gate) = &self.x.gate else { unreachable!("a vector case") };
+        let options = self.x.options().with_initial_state(state).with_chunk(chunk);
+        let options = options.with_form(Form::Chunk);
+        let [q, k, v] = [&self.x.q, &self.x.k, &self.x.v].map(part);
+        let out = gla(q, k, v, Gate::Vector(part(gate)), options);
+        [out.output, out.final_state.expect("asked for")]
+    }
+
+    fn h0(&self) -> Tensor<4> {
+        self.x.h0.clone().expect("the case has one")
+    }
+
+    fn close(&self, what: &str, expected: &[f64], got: &[f64]) {
+        close(&format!("{} {what}", self.name), expected, got);
+    }
+}
+
+#[test]
+fn a_split_sequence_resumes_on_every_device() {
+    for d in on_devices() {
+        let [o, end] = d.piece([0, TIME], d.h0(), 16).map(values);
+        let [first, state] = d.piece([0, 19], d.h0(), 16);
+        let [second, state] = d.piece([19, TIME], state, 16);
+        d.close("o", &o, &values(Tensor::cat(vec![first, second], 1)));
+        d.close("state", &end, &values(state));
+    }
+}
+
+#[test]
+fn outputs_are_causal_on_every_device() {
+    for mut d in on_devices() {
+        let cut = 21;
+        let [whole, _] = d.piece([0, TIME], d.h0(), 16).map(values);
+        let later = Tensor::<4>::ones([1, TIME - cut, 2, 7], &d.device) * 100.0;
+        let change =
+            |x: &Tensor<4>| Tensor::cat(vec![x.clone().narrow(1, 0, cut), later.clone()], 1);
+        [d.x.q, d.x.k] = [change(&d.x.q), change(&d.x.k)];
+        let [changed, _] = d.piece([0, TIME], d.h0(), 16).map(values);
+        let at = cut * 2 * 5;
+        // not even rounding: earlier rows are computed from the same numbers in the same way
+        assert_eq!(changed[..at], whole[..at], "{}", d.name);
+        assert_ne!(changed[at..], whole[at..], "{}", d.name);
+    }
+}
+
+#[test]
+fn chunk_lengths_agree_on_every_device() {
+    for d in on_devices() {
+        let [o, state] = d.piece([0, TIME], d.h0(), 16).map(values);
+        for chunk in [32, 64] {
+            let [other_o, other_state] = d.piece([0, TIME], d.h0(), chunk).map(values);
+            d.close(&format!("o, chunk {chunk}"), &o, &other_o);
+            d.close(&format!("state, chunk {chunk}"), &state, &other_state);
+        }
+    }
+}
+
 /// A gate of 0 keeps everything, one of -1e4 forgets everything.
 #[test]
 fn extreme_gates_keep_and_forget() {
-    let device = Device::flex();
-    let case = Case::parse("none-t20-k4-v3-h1").expect("an id");
-    let x = CaseTensors::new(&case, RefDType::F32, &device);
-    let forget = Gate::Fixed(Tensor::from_floats([-1e4], &device));
-    let options = GlaOptions { scale: Some(1.0), ..x.options() };
-    let out = gla(x.q.clone(), x.k.clone(), x.v.clone(), forget, options);
-    let alone = (x.q.clone() * x.k.clone()).sum_dim(3) * x.v.clone();
-    close("only the own step", &values(alone), &values(out.output));
+    for mut d in on_devices() {
+        let with = |d: &mut OnDevice, gate: f64| {
+            d.x.gate = Gate::Vector(Tensor::full([1, TIME, 2, 7], gate, &d.device));
+            d.piece([0, TIME], d.h0(), 16)
+        };
+        let [o, state] = with(&mut d, -1e4).map(values);
+        let alone = (d.x.q.clone() * d.x.k.clone()).sum_dim(3) * d.x.v.clone();
+        d.close("only the own step", &values(alone * d.x.inputs.scale), &o);
+        let last = |x: &Tensor<4>| x.clone().narrow(1, TIME - 1, 1).swap_dims(1, 2);
+        let outer = last(&d.x.k).swap_dims(2, 3) * last(&d.x.v);
+        d.close("only the last step", &values(outer), &state);
+
+        d.x.k = d.x.k.zeros_like();
+        let [o, state] = with(&mut d, 0.0).map(values);
+        // exactly: nothing is added, and the factor is 1
+        assert_eq!(state, values(d.h0()), "{}", d.name);
+        let q = d.x.q.clone().swap_dims(1, 2) * d.x.inputs.scale;
+        d.close("the kept state", &values(q.matmul(d.h0()).swap_dims(1, 2)), &o);
+    }
+}
+
+/// A step writes into the state that it was given, unless somebody else holds it: then, and only
+/// then, the device holds two.
+#[test]
+fn a_step_updates_the_state_in_place() {
+    let (heads, key_dim, value_dim) = (64, 256, 1024);
+    let bytes = 4 * (heads * key_dim * value_dim) as u64;
+    for TestDevice { name, device } in devices() {
+        let reserved = || device.memory_pool_usage().map(|usage| usage.bytes_reserved);
+        let x = |dim: usize| Tensor::<3>::ones([1, heads, dim], &device);
+        let step = |state| {
+            gla_step(x(key_dim), x(key_dim), x(value_dim), StepGate::None, state, Some(1.0))
+        };
+        let state = Tensor::zeros([1, heads, key_dim, value_dim], &device);
+        device.sync().expect("the device works");
+        // the CPU path has no pool, and promises nothing
+        let Some(before) = reserved() else { continue };
+        let (mut o, mut state) = step(state);
+        for _ in 1..3 {
+            (o, state) = step(state);
+        }
+        let first = |o: Tensor<3>| o.narrow(2, 0, 1).max().into_scalar::<f32>();
+        assert_eq!(first(o), 3.0 * key_dim as f32);
+        let alone = reserved().expect("reported before");
+        let held = state.clone();
+        let (o, _) = step(state);
+        assert_eq!(first(o), 4.0 * key_dim as f32);
+        let copied = reserved().expect("reported before");
+        drop(held);
+        println!("{name}: {before} bytes reserved, {alone} after steps, {copied} after a copy");
+        if copied - alone < bytes {
+            println!("SKIPPED {name}: its memory pool had room for a copy");
+            continue;
+        }
+        assert!(alone - before < bytes / 2, "{name}: a step alone took {}", alone - before);
+    }
 }

@@ -127,11 +127,13 @@ fn main() -> Result<()> {
             dtype,
             gate_dtype: f32::elem_type_native(),
         };
-        for (pass, ms, plan) in measure(&client, &problem).with_context(|| shape.clone())? {
+        for Row { pass, ms, plan, instruction } in
+            measure(&client, &problem).with_context(|| shape.clone())?
+        {
             let row = json!({
                 "device": args.device, "name": client.properties().identity.name,
                 "op": "gla", "gate": args.gate, "pass": pass, "B": b, "T": t, "H": h, "K": k, "V": v,
-                "dtype": args.dtype, "plan": plan, "instruction": "registers", "ms": ms,
+                "dtype": args.dtype, "plan": plan, "instruction": instruction, "ms": ms,
             });
             println!("{row}");
             if let Some(path) = &args.out {
@@ -144,7 +146,14 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn measure(client: &Client, problem: &Problem) -> Result<Vec<(&'static str, f64, String)>> {
+struct Row {
+    pass: &'static str,
+    ms: f64,
+    plan: String,
+    instruction: String,
+}
+
+fn measure(client: &Client, problem: &Problem) -> Result<Vec<Row>> {
     let Dims { heads, key_dim, value_dim, gate, .. } = problem.dims;
     let dtype = problem.dtype;
     let keys = problem.rows() * heads * key_dim;
@@ -210,7 +219,8 @@ fn measure(client: &Client, problem: &Problem) -> Result<Vec<(&'static str, f64,
     if let Some(dgate) = &dgate {
         finite("dgate", dgate, f32_type)?;
     }
-    let plan = format!("split C{} cols{}", blueprint.chunk, blueprint.cols);
+    let plan = format!("{:?}", blueprint.plan()).to_lowercase();
+    let instruction = format!("{:?}", blueprint.instruction()).to_lowercase();
     let fwd = median_ms(client, || {
         forward().expect("it has run before");
     });
@@ -234,9 +244,15 @@ fn measure(client: &Client, problem: &Problem) -> Result<Vec<(&'static str, f64,
         };
         gla_kernels::recurrent(client, &step, args).expect("it fits");
     });
+    let row = |pass, ms, plan: &str, instruction: &str| Row {
+        pass,
+        ms,
+        plan: plan.to_string(),
+        instruction: instruction.to_string(),
+    };
     Ok(vec![
-        ("fwd", fwd, plan.clone()),
-        ("fwdbwd", both, plan),
-        ("decode", decode, "recurrent".into()),
+        row("fwd", fwd, &plan, &instruction),
+        row("fwdbwd", both, &plan, &instruction),
+        row("decode", decode, "recurrent", "registers"),
     ])
 }

@@ -9,6 +9,6 @@ mod ops;
 pub mod portable;
 
 pub use functions::*;
-pub use gla_kernels::{GateKind, GlaError};
+pub use gla_kernels::{DeviceLimits, GateKind, GlaError};
 pub use nn::*;
 pub use ops::*;

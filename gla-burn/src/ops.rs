@@ -5,9 +5,11 @@ use std::sync::Arc;
 #[cfg(feature = "fusion")]
 use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::{Backend, ExtensionType, backend_extension, tensor::FloatTensor};
-#[cfg(feature = "fusion")]
+#[cfg(any(feature = "fusion", feature = "cubecl-backend"))]
 use burn::tensor::DType;
 use gla_kernels::GateKind;
+#[cfg(feature = "cubecl-backend")]
+use gla_kernels::{Dims, Problem, Sequences, Strategy};
 
 use crate::portable;
 
@@ -83,6 +85,34 @@ impl GlaSpec {
     pub fn state_shape(&self, q: [usize; 4], value_dim: usize) -> [usize; 4] {
         let sequences = self.cu_seqlens.as_ref().map_or(q[0], |cu| cu.len() - 1);
         [sequences, q[2], q[3], value_dim]
+    }
+
+    /// What the kernels are to compute, for queries `[B, T, H, K]` and values `[B, T, Hk, V]`.
+    #[cfg(feature = "cubecl-backend")]
+    pub(crate) fn problem(
+        &self,
+        [batch, time, heads, key_dim]: [usize; 4],
+        [_, _, kv_heads, value_dim]: [usize; 4],
+        dtype: DType,
+        gate_dtype: Option<DType>,
+    ) -> Problem {
+        let elem_type = burn::backend::cubecl::dtype_to_elem_type;
+        Problem {
+            dims: Dims { heads, kv_heads, key_dim, value_dim, gate: self.gate },
+            sequences: match &self.cu_seqlens {
+                Some(cu) => Sequences::Packed { cu_seqlens: cu.to_vec(), time },
+                None => Sequences::Uniform { batch, time },
+            },
+            scale: self.scale as f32,
+            dtype: elem_type(dtype),
+            gate_dtype: elem_type(gate_dtype.unwrap_or(dtype)),
+        }
+    }
+
+    /// Who chooses the chunk length.
+    #[cfg(feature = "cubecl-backend")]
+    pub(crate) fn strategy(&self) -> Strategy {
+        self.chunk.map_or(Strategy::Inferred, Strategy::Chunk)
     }
 }
 

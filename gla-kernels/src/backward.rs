@@ -1,22 +1,13 @@
-//! The chunked backward. Nothing but the inputs is kept from the forward: states and `A` are cheap
-//! to compute again.
-//!
-//! 1. `state` (Key): the states at chunk starts again.
-//! 2. `state` (Query): their gradients at chunk ends, and `dh0`.
-//! 3. `scores`: `A` again; 4. `output` (Key): `dv`.
-//! 5. `scores`: `dA`.
-//! 6. `project` (Query, Key): the shares of `dq` and `dk` through the state; `dg` starts.
-//! 7. `intra_grad` (Query, Key): the shares inside a chunk; `dg` is complete.
-//! 8. `reduce`: head groups, scalar and fixed gates, casts.
+//! The chunked backward.
 
 use cubecl::client::Client;
-use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use crate::components::Role;
-use crate::scan::Walk;
-use crate::launch::{Launcher, buffer, check_inputs};
-use crate::{Blueprint, GateKind, GlaError, Problem, Strategy};
+use crate::launch::Launcher;
+use crate::{
+    Blueprint, GlaError, Problem, Strategy, buffer, check_chunked, check_gate, check_inputs, scan,
+    split,
+};
 
 /// Buffers of [`backward`]; shapes as in [`Problem`], gradients like what they are gradients of.
 pub struct BackwardArgs {
@@ -53,177 +44,24 @@ pub fn backward(
     strategy: Strategy,
     args: BackwardArgs,
 ) -> Result<Blueprint, GlaError> {
-    let launcher = Launcher::new(client, problem, strategy, args.gate.clone())?;
+    let blueprint = check_chunked(client, problem, strategy)?;
     check(problem, &args)?;
-    let dims = problem.dims;
-    let f32_type = f32::elem_type_native();
-    let (q, k, v) = (&args.q, &args.k, &args.v);
-    let d_o = &args.d_o;
-
-    if launcher.scans() {
-        scan(&launcher, problem, &args);
-        return Ok(launcher.blueprint);
-    }
-    let states = launcher.scratch(launcher.states_len());
-    let d_states = launcher.scratch(launcher.states_len());
-    let end = launcher.scratch(problem.state_len());
-    launcher.state(Role::Key, [k, v], args.initial_state.as_ref(), &states, &end);
-    launcher.state(Role::Query, [q, d_o], args.d_final.as_ref(), &d_states, &args.dh0);
-
-    let group = dims.heads / dims.kv_heads;
-    let pairs = launcher.scratch(launcher.row_heads() * launcher.blueprint.chunk);
-    launcher.scores(q, k, dims.key_dim, dims.gate.is_some(), &pairs);
-    let dv_heads = if group == 1 {
-        None
-    } else {
-        Some(launcher.scratch(launcher.row_heads() * dims.value_dim))
-    };
-    let dv = match &dv_heads {
-        None => (&args.dv, problem.dtype),
-        Some(scratch) => (scratch, f32_type),
-    };
-    launcher.output(Role::Key, [k, d_o], [&d_states, &pairs], dv);
-    if let Some(scratch) = &dv_heads {
-        launcher.reduce_heads(scratch, &args.dv, group, dims.value_dim, 1, problem.dtype);
-    }
-
-    // `A` is used up: its buffer takes `dA`
-    launcher.scores(d_o, v, dims.value_dim, false, &pairs);
-
-    let key_len = launcher.row_heads() * dims.key_dim;
-    let in_place = problem.dtype == f32_type;
-    let dq = if in_place { args.dq.clone() } else { launcher.scratch(key_len) };
-    let dk = if in_place && group == 1 { args.dk.clone() } else { launcher.scratch(key_len) };
-    let vector = dims.gate == GateKind::Vector && group == 1 && problem.gate_dtype == f32_type;
-    let dg = match &args.dgate {
-        Some(dgate) if vector => dgate.clone(),
-        Some(_) => launcher.scratch(key_len),
-        None => launcher.scratch(1),
-    };
-    launcher.project(Role::Query, d_o, [&states, &states], [&dq, &dg]);
-    launcher.project(Role::Key, v, [&d_states, &states], [&dk, &dg]);
-    launcher.intra_grad(Role::Query, [q, k], &pairs, [&dq, &dg]);
-    launcher.intra_grad(Role::Key, [q, k], &pairs, [&dk, &dg]);
-
-    if !in_place {
-        launcher.reduce_heads(&dq, &args.dq, 1, dims.key_dim, 1, problem.dtype);
-    }
-    if !in_place || group > 1 {
-        launcher.reduce_heads(&dk, &args.dk, group, dims.key_dim, 1, problem.dtype);
-    }
-    if let Some(dgate) = &args.dgate && !vector {
-        gate_gradient(&launcher, problem, &dg, dgate);
-    }
-    Ok(launcher.blueprint)
-}
-
-/// Sums the gradient per query head and channel to the shape of the gate.
-fn gate_gradient(launcher: &Launcher, problem: &Problem, dg: &Handle, dgate: &Handle) {
-    let (dims, dtype) = (problem.dims, problem.gate_dtype);
-    let group = dims.heads / dims.kv_heads;
-    match dims.gate {
-        GateKind::None => {}
-        GateKind::Vector => launcher.reduce_heads(dg, dgate, group, dims.key_dim, 1, dtype),
-        GateKind::Scalar => launcher.reduce_heads(dg, dgate, group, 1, dims.key_dim, dtype),
-        GateKind::Fixed if problem.rows() > 0 => {
-            // over channels first: in parallel, and into sums of few terms
-            let per_row = launcher.scratch(launcher.row_heads());
-            launcher.reduce_heads(dg, &per_row, 1, 1, dims.key_dim, f32::elem_type_native());
-            launcher.reduce_rows(&per_row, dgate, 1, dtype);
+    tracing::debug!(?blueprint, dims = ?problem.dims, "gla: backward");
+    let (chunk, gate) = (blueprint.chunk(), args.gate.as_ref());
+    match blueprint {
+        Blueprint::Scan(own) => {
+            scan::backward(&Launcher::new(client, problem, chunk, own, gate), &args);
         }
-        GateKind::Fixed => launcher.reduce_rows(dg, dgate, 1, dtype),
+        Blueprint::Split(own) => {
+            split::backward(&Launcher::new(client, problem, chunk, own, gate), &args);
+        }
     }
-}
-
-/// The scan plan.
-fn scan(launcher: &Launcher, problem: &Problem, args: &BackwardArgs) {
-    let dims = problem.dims;
-    let f32_type = f32::elem_type_native();
-    let group = dims.heads / dims.kv_heads;
-    let (q, k, v, d_o) = (&args.q, &args.k, &args.v, &args.d_o);
-    let made = launcher.prepare(q, k);
-    let unused = launcher.scratch(problem.state_len());
-
-    let dv_heads = (group > 1).then(|| launcher.scratch(launcher.row_heads() * dims.value_dim));
-    launcher.walk(&made, Walk {
-        spec: launcher.value_walk(true, dims.heads, args.d_final.is_some()),
-        left: &made.kt,
-        update: &made.qt,
-        right: d_o,
-        start: args.d_final.as_ref(),
-        end: &args.dh0,
-        out: match &dv_heads {
-            None => (&args.dv, problem.dtype),
-            Some(scratch) => (scratch, f32_type),
-        },
-        trace: None,
-        products: None,
-    });
-    if let Some(scratch) = &dv_heads {
-        launcher.reduce_heads(scratch, &args.dv, group, dims.value_dim, 1, problem.dtype);
-    }
-
-    let spec = launcher.key_walk(true, args.d_final.is_some());
-    let len = spec.parts * launcher.row_heads() * spec.padded;
-    let (dk_state, dq_state) = (launcher.scratch(len), launcher.scratch(len));
-    let gated = dims.gate.is_some();
-    let trace = gated.then(|| launcher.scratch_like(launcher.trace_len(&spec)));
-    let products = launcher.scratch(spec.parts * launcher.num_chunks * dims.heads * spec.padded);
-    launcher.walk(&made, Walk {
-        spec,
-        left: v,
-        update: d_o,
-        right: &made.qt,
-        start: args.d_final.as_ref(),
-        end: &unused,
-        out: (&dk_state, f32_type),
-        trace: trace.as_ref(),
-        products: None,
-    });
-    launcher.walk(&made, Walk {
-        spec: launcher.key_walk(false, args.initial_state.is_some()),
-        left: d_o,
-        update: v,
-        right: &made.kt,
-        start: args.initial_state.as_ref(),
-        end: &unused,
-        out: (&dq_state, f32_type),
-        trace: trace.as_ref(),
-        products: gated.then_some(&products),
-    });
-
-    let key_len = launcher.row_heads() * dims.key_dim;
-    let dk_heads = (group > 1).then(|| launcher.scratch(key_len));
-    let dg = match &args.dgate {
-        Some(_) if dims.gate != GateKind::Vector || group > 1 => Some(launcher.scratch(key_len)),
-        _ => None,
-    };
-    launcher.scan_intra_grad(
-        [q, k, v, d_o],
-        [&dq_state, &dk_state, &products],
-        spec.parts,
-        f32_type,
-        (&args.dq, problem.dtype),
-        match &dk_heads {
-            None => (&args.dk, problem.dtype),
-            Some(scratch) => (scratch, f32_type),
-        },
-        match (&dg, &args.dgate) {
-            (Some(scratch), _) => (scratch, f32_type),
-            (None, Some(dgate)) => (dgate, problem.gate_dtype),
-            (None, None) => (&unused, f32_type),
-        },
-    );
-    if let Some(scratch) = &dk_heads {
-        launcher.reduce_heads(scratch, &args.dk, group, dims.key_dim, 1, problem.dtype);
-    }
-    if let (Some(scratch), Some(dgate)) = (&dg, &args.dgate) {
-        gate_gradient(launcher, problem, scratch, dgate);
-    }
+    Ok(blueprint)
 }
 
 fn check(problem: &Problem, args: &BackwardArgs) -> Result<(), GlaError> {
     let (rows, dims, size) = (problem.rows(), problem.dims, problem.dtype.size());
+    check_gate(problem, args.gate.is_some())?;
     if args.gate.is_some() != args.dgate.is_some() {
         let message = "must be given with, and only with, a gate".to_string();
         return Err(GlaError::Argument { name: "dgate", message });

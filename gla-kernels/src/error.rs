@@ -126,6 +126,16 @@ pub enum GlaError {
         /// The limit.
         limit: usize,
     },
+    /// A tensor is larger than the largest buffer of the device.
+    #[error("{what}: needs {requested} bytes in one buffer, the device allocates {available}")]
+    Allocation {
+        /// The tensor.
+        what: &'static str,
+        /// Bytes it needs.
+        requested: u64,
+        /// Bytes the device allocates at once.
+        available: u64,
+    },
     /// A kernel needs more shared memory than the device has.
     #[error("{kernel}: needs {requested} bytes of shared memory, the device has {available}")]
     SharedMemory {

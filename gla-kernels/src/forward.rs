@@ -1,16 +1,13 @@
 //! The chunked forward.
-//!
-//! 1. `state` (Key): the state at the start of every chunk, and the final state.
-//! 2. `scores`: the intra-chunk matrix `A`. Independent of 1.
-//! 3. `output` (Query): `o` from both.
 
 use cubecl::client::Client;
 use cubecl::server::Handle;
 
-use crate::components::Role;
-use crate::scan::Walk;
-use crate::launch::{Launcher, buffer, check_inputs};
-use crate::{Blueprint, GlaError, Problem, Strategy};
+use crate::launch::Launcher;
+use crate::{
+    Blueprint, GlaError, Problem, Strategy, buffer, check_chunked, check_gate, check_inputs, scan,
+    split,
+};
 
 /// Buffers of [`forward`]; shapes as in [`Problem`].
 pub struct ForwardArgs {
@@ -37,36 +34,28 @@ pub fn forward(
     strategy: Strategy,
     args: ForwardArgs,
 ) -> Result<Blueprint, GlaError> {
-    let launcher = Launcher::new(client, problem, strategy, args.gate)?;
+    let blueprint = check_chunked(client, problem, strategy)?;
+    check(problem, &args)?;
+    tracing::debug!(?blueprint, dims = ?problem.dims, "gla: forward");
+    let (chunk, gate) = (blueprint.chunk(), args.gate.as_ref());
+    match blueprint {
+        Blueprint::Scan(own) => {
+            scan::forward(&Launcher::new(client, problem, chunk, own, gate), &args);
+        }
+        Blueprint::Split(own) => {
+            split::forward(&Launcher::new(client, problem, chunk, own, gate), &args);
+        }
+    }
+    Ok(blueprint)
+}
+
+fn check(problem: &Problem, args: &ForwardArgs) -> Result<(), GlaError> {
     let (rows, dims, size) = (problem.rows(), problem.dims, problem.dtype.size());
-    let gate = dims.gate.is_some().then_some(&launcher.gate);
-    check_inputs(problem, [&args.q, &args.k, &args.v], gate)?;
+    check_gate(problem, args.gate.is_some())?;
+    check_inputs(problem, [&args.q, &args.k, &args.v], args.gate.as_ref())?;
     if let Some(state) = &args.initial_state {
         buffer("initial_state", state, problem.state_len() * 4)?;
     }
     buffer("o", &args.o, rows * dims.heads * dims.value_dim * size)?;
-    buffer("final_state", &args.final_state, problem.state_len() * 4)?;
-
-    if launcher.scans() {
-        let made = launcher.prepare(&args.q, &args.k);
-        launcher.walk(&made, Walk {
-            spec: launcher.value_walk(false, dims.kv_heads, args.initial_state.is_some()),
-            left: &made.qt,
-            update: &made.kt,
-            right: &args.v,
-            start: args.initial_state.as_ref(),
-            end: &args.final_state,
-            out: (&args.o, problem.dtype),
-            trace: None,
-            products: None,
-        });
-        return Ok(launcher.blueprint);
-    }
-    let states = launcher.scratch(launcher.states_len());
-    let a = launcher.scratch(launcher.row_heads() * launcher.blueprint.chunk);
-    let start = args.initial_state.as_ref();
-    launcher.state(Role::Key, [&args.k, &args.v], start, &states, &args.final_state);
-    launcher.scores(&args.q, &args.k, dims.key_dim, dims.gate.is_some(), &a);
-    launcher.output(Role::Query, [&args.q, &args.v], [&states, &a], (&args.o, problem.dtype));
-    Ok(launcher.blueprint)
+    buffer("final_state", &args.final_state, problem.state_len() * 4)
 }

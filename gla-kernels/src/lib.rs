@@ -15,7 +15,7 @@
 //! checked is therefore checked before the first launch, and reported as a [`GlaError`].
 
 mod backward;
-mod chunk;
+mod check;
 mod components;
 mod definition;
 mod error;
@@ -24,14 +24,17 @@ pub mod eval;
 mod forward;
 mod launch;
 mod recurrent;
+mod reduce;
 mod scan;
 mod select;
+mod split;
 
 pub use backward::*;
+pub use check::{check_chunked, check_recurrent};
 pub use definition::*;
 pub use error::GlaError;
 pub use forward::*;
 pub use recurrent::*;
 pub use select::select;
 
-pub(crate) use launch::{buffer, check_inputs, checked};
+pub(crate) use check::{buffer, check_gate, check_inputs};

@@ -6,9 +6,11 @@
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use crate::chunk::{cube_task, cubes};
 use crate::components::{decay, row_offset};
-use crate::{DeviceLimits, Dims, GlaError, Problem, buffer, check_inputs, checked};
+use crate::launch::cubes;
+use crate::{
+    DeviceLimits, Dims, GlaError, Problem, buffer, check_gate, check_inputs, check_recurrent,
+};
 
 /// * `q`: `[rows, H, K]`, `k`: `[rows, Hk, K]`, `v`: `[rows, Hk, V]`
 /// * `state`: in and out, `[N, H, K, V]`; `o`: out, `[rows, H, V]`
@@ -32,7 +34,7 @@ fn gla_recurrent_kernel<E: Float, G: Float>(
     let key_dim = comptime!(dims.key_dim);
     let value_dim = comptime!(dims.value_dim);
     let tiles_v = comptime!(value_dim.div_ceil(cols));
-    let task = cube_task();
+    let task = CUBE_POS;
     if task >= tasks {
         terminate!();
     }
@@ -79,11 +81,11 @@ pub struct RecurrentArgs {
 
 /// Runs the recurrence over all rows, updating `state` in place.
 pub fn recurrent(client: &Client, problem: &Problem, args: RecurrentArgs) -> Result<(), GlaError> {
-    checked(client, problem, args.gate.is_some())?;
+    check_gate(problem, args.gate.is_some())?;
+    check_recurrent(client, problem)?;
     let limits = DeviceLimits::of(client);
     let dims = problem.dims;
     let (rows, size) = (problem.rows(), problem.dtype.size());
-    limits.check_bindings()?;
     check_inputs(problem, [&args.q, &args.k, &args.v], args.gate.as_ref())?;
     buffer("state", &args.state, problem.state_len() * 4)?;
     buffer("o", &args.o, rows * dims.heads * dims.value_dim * size)?;

@@ -1,45 +1,65 @@
 //! From a problem, a strategy and a device to a blueprint.
 
-use crate::{Blueprint, CHUNKS, COLS, DeviceLimits, Dims, GlaError, Instruction, Plan, Strategy};
+use crate::{
+    Blueprint, CHUNKS, COLS, DeviceLimits, GlaError, Instruction, Plan, Problem, ScanBlueprint,
+    SplitBlueprint, Strategy,
+};
 
-/// Chooses the blueprint: the shortest chunk that holds the longest sequence, else the longest one;
-/// tiles as wide as the heads need; both shrink until the device has room.
+/// Chooses the blueprint: the scan plan where the device multiplies the type on tensor cores, else
+/// the split plan.
 pub fn select(
     strategy: Strategy,
-    dims: &Dims,
-    longest: usize,
+    problem: &Problem,
     limits: &DeviceLimits,
 ) -> Result<Blueprint, GlaError> {
+    let scan = Blueprint::Scan(scan_blueprint(problem, limits));
+    match strategy {
+        Strategy::Forced(blueprint) => {
+            blueprint.validate(problem, limits)?;
+            Ok(blueprint)
+        }
+        Strategy::Plan(Plan::Scan) => {
+            scan.validate(problem, limits)?;
+            Ok(scan)
+        }
+        Strategy::Inferred if scan.validate(problem, limits).is_ok() => Ok(scan),
+        Strategy::Inferred | Strategy::Plan(Plan::Split) => split(problem, None, limits),
+        Strategy::Chunk(chunk) => split(problem, Some(chunk), limits),
+    }
+}
+
+fn scan_blueprint(_problem: &Problem, _limits: &DeviceLimits) -> ScanBlueprint {
+    ScanBlueprint { segment: usize::MAX }
+}
+
+/// The shortest chunk that holds the longest sequence, else the longest one; tiles as wide as the
+/// heads need; both shrink until the device has room.
+fn split(
+    problem: &Problem,
+    chunk: Option<usize>,
+    limits: &DeviceLimits,
+) -> Result<Blueprint, GlaError> {
+    let (dims, longest) = (problem.dims, problem.sequences.longest());
     let widest = dims.key_dim.max(dims.value_dim);
     let cols = [16, 32].into_iter().find(|&cols| widest <= cols).unwrap_or(64);
     let wanted = CHUNKS.iter().copied().find(|&chunk| longest <= chunk);
     let wanted = wanted.unwrap_or(CHUNKS[CHUNKS.len() - 1]);
     let instruction = Instruction::Registers;
-    match strategy {
-        Strategy::Forced(blueprint) => {
-            blueprint.validate(limits)?;
-            Ok(blueprint)
-        }
-        Strategy::Chunk(chunk) => shrink(Blueprint { chunk, cols, instruction }, 1, limits),
-        Strategy::Plan(Plan::Scan) => {
-            Ok(Blueprint { chunk: 64, cols: 64, instruction: Instruction::Mma })
-        }
-        Strategy::Inferred | Strategy::Plan(Plan::Split) => {
-            shrink(Blueprint { chunk: wanted, cols, instruction }, CHUNKS.len(), limits)
-        }
-    }
+    let choices = if chunk.is_some() { 1 } else { CHUNKS.len() };
+    let first = SplitBlueprint { chunk: chunk.unwrap_or(wanted), cols, instruction };
+    shrink(first, choices, limits).map(Blueprint::Split)
 }
 
 /// The first of the blueprints that fits: narrower tiles before shorter chunks.
 fn shrink(
-    first: Blueprint,
+    first: SplitBlueprint,
     chunk_choices: usize,
     limits: &DeviceLimits,
-) -> Result<Blueprint, GlaError> {
+) -> Result<SplitBlueprint, GlaError> {
     let mut error = None;
     for halvings in 0..chunk_choices {
         for &cols in COLS {
-            let candidate = Blueprint { chunk: first.chunk >> halvings, cols, ..first };
+            let candidate = SplitBlueprint { chunk: first.chunk >> halvings, cols, ..first };
             if cols > first.cols {
                 continue;
             }
@@ -55,10 +75,17 @@ fn shrink(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::GateKind;
+    use crate::{Dims, GateKind, Sequences};
+    use cubecl::ir::{ElemType, FloatKind};
 
-    fn dims(key_dim: usize, value_dim: usize) -> Dims {
-        Dims { heads: 4, kv_heads: 4, key_dim, value_dim, gate: GateKind::Vector }
+    fn problem(time: usize, key_dim: usize, value_dim: usize) -> Problem {
+        Problem {
+            dims: Dims { heads: 4, kv_heads: 4, key_dim, value_dim, gate: GateKind::Vector },
+            sequences: Sequences::Uniform { batch: 1, time },
+            scale: 1.0,
+            dtype: ElemType::Float(FloatKind::F32),
+            gate_dtype: ElemType::Float(FloatKind::F32),
+        }
     }
 
     fn limits(shared_memory: usize, units: usize) -> DeviceLimits {
@@ -68,10 +95,13 @@ mod tests {
     #[test]
     fn tiles_follow_the_problem_and_the_device() {
         let big = limits(48 << 10, 1024);
-        let choose = |t, k, v, l: &DeviceLimits| {
-            let bp = select(Strategy::Inferred, &dims(k, v), t, l).unwrap();
-            (bp.chunk, bp.cols)
-        };
+        let choose =
+            |t, k, v, l: &DeviceLimits| match select(Strategy::Inferred, &problem(t, k, v), l)
+                .unwrap()
+            {
+                Blueprint::Split(bp) => (bp.chunk, bp.cols),
+                scan => panic!("{scan:?}"),
+            };
         assert_eq!(choose(2048, 128, 256, &big), (64, 64));
         assert_eq!(choose(10, 16, 20, &big), (16, 32));
         assert_eq!(choose(2048, 128, 256, &limits(16 << 10, 256)), (64, 32));
@@ -80,18 +110,49 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_says_so() {
-        let chunk = select(Strategy::Chunk(48), &dims(8, 8), 100, &limits(48 << 10, 1024));
+        let chunk = select(Strategy::Chunk(48), &problem(100, 8, 8), &limits(48 << 10, 1024));
         assert_eq!(chunk.unwrap_err().to_string(), "chunk: must be one of [16, 32, 64], got 48");
-        let small = select(Strategy::Inferred, &dims(8, 8), 10, &limits(1 << 10, 1024));
+        let small = select(Strategy::Inferred, &problem(10, 8, 8), &limits(1 << 10, 1024));
         assert_eq!(
             small.unwrap_err().to_string(),
             "state: needs 3136 bytes of shared memory, the device has 1024"
         );
-        let odd = Blueprint { chunk: 64, cols: 0, instruction: Instruction::Registers };
-        let odd = select(Strategy::Forced(odd), &dims(8, 8), 10, &limits(48 << 10, 1024));
+        let odd = SplitBlueprint { chunk: 64, cols: 0, instruction: Instruction::Registers };
+        let odd = select(
+            Strategy::Forced(Blueprint::Split(odd)),
+            &problem(10, 8, 8),
+            &limits(48 << 10, 1024),
+        );
         assert_eq!(odd.unwrap_err().to_string(), "cols: must be one of [64, 32, 16], got 0");
+        let narrow = select(Strategy::Chunk(64), &problem(10, 8, 8), &limits(48 << 10, 128));
+        assert_eq!(
+            narrow.unwrap_err().to_string(),
+            "scores: needs 256 units per cube, the device allows 128"
+        );
         let few = DeviceLimits { bindings: 4, ..limits(48 << 10, 1024) };
-        let few = select(Strategy::Inferred, &dims(8, 8), 10, &few).unwrap_err();
+        let few = select(Strategy::Inferred, &problem(10, 8, 8), &few).unwrap_err();
         assert_eq!(few.to_string(), "kernels: need 8 storage buffers, the device binds 4");
+    }
+
+    #[test]
+    fn tensor_cores_take_the_scan_plan() {
+        let half = ElemType::Float(FloatKind::BF16);
+        let cuda = DeviceLimits { mma: vec![half], ..limits(227 << 10, 1024) };
+        let brain = Problem { dtype: half, ..problem(100, 128, 256) };
+        let plan = |problem: &Problem| select(Strategy::Inferred, problem, &cuda).unwrap().plan();
+        assert_eq!(plan(&brain), Plan::Scan);
+        assert_eq!(plan(&problem(100, 128, 256)), Plan::Split);
+        assert_eq!(plan(&Problem { dtype: half, ..problem(100, 512, 64) }), Plan::Split);
+        let forced = |problem: &Problem, limits: &DeviceLimits| {
+            select(Strategy::Plan(Plan::Scan), problem, limits).unwrap_err().to_string()
+        };
+        assert_eq!(
+            forced(&Problem { dtype: half, ..problem(100, 512, 64) }, &cuda),
+            "plan: the scan plan takes at most 256 key channels, got 512"
+        );
+        assert_eq!(
+            forced(&brain, &limits(48 << 10, 1024)),
+            "plan: the scan plan needs mma for bf16, the device has none"
+        );
     }
 }

@@ -1,10 +1,11 @@
 //! States as values: cloned, saved, loaded, refused, and free of autodiff graphs.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
-use gla_burn::{GlaState, GlaStateError, GlaTransformer, GlaTransformerConfig};
+use gla_burn::{GlaState, GlaStateError, GlaTransformer, GlaTransformerConfig, LayerState};
 
 use crate::{assert_close, cases, config, drawn, ids};
 
@@ -90,4 +91,35 @@ fn states_are_without_autodiff() {
         assert!(!model.valid().step(token, &mut state).is_autodiff());
         model.prefill(ids([2, 3], &training), &mut state);
     }
+}
+
+/// A step that panics has taken the recurrent state out; zeros must not take its place.
+#[test]
+fn a_state_that_lost_its_memory_is_refused() {
+    let device = Device::flex();
+    let layer = drawn(config().block().attn.init(&device));
+    let text = |result: std::thread::Result<()>| -> String {
+        *result.expect_err("refused").downcast().expect("a message")
+    };
+    let step = |width: usize, state: &mut LayerState| {
+        let x = Tensor::zeros([2, width], &device);
+        text(catch_unwind(AssertUnwindSafe(|| drop(layer.step(x, state)))))
+    };
+    let mut state = layer.init_state(2, &device);
+    step(31, &mut state);
+    assert!(state.recurrent.is_some(), "a wrong input leaves the state alone");
+    // a gate that grows: the op refuses it after the state was taken
+    let mut broken = layer.clone();
+    broken.gate_logit_normalizer = -1.0;
+    let x = Tensor::zeros([2, 32], &device);
+    let found = text(catch_unwind(AssertUnwindSafe(|| drop(broken.step(x, &mut state)))));
+    assert!(found.starts_with("gla_step: gate: must be at most 0, the largest is "), "{found}");
+
+    let expected = "GatedLinearAttention: recurrent of the state is missing";
+    assert_eq!(step(32, &mut state), expected);
+    let x = Tensor::zeros([2, 3, 32], &device);
+    let prefill = catch_unwind(AssertUnwindSafe(|| drop(layer.prefill(x, &mut state))));
+    assert_eq!(text(prefill), expected);
+    state.recurrent = layer.init_state(2, &device).recurrent;
+    layer.step(Tensor::zeros([2, 32], &device), &mut state);
 }

@@ -6,7 +6,7 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
 use burn_cubecl::tensor::CubeTensor;
-use gla_kernels::{BackwardArgs, Dims, ForwardArgs, Problem, RecurrentArgs, Sequences, Strategy};
+use gla_kernels::{BackwardArgs, ForwardArgs, Problem, RecurrentArgs};
 
 use crate::{GlaGrads, GlaOps, GlaSpec, OptionalTensor};
 
@@ -22,7 +22,7 @@ impl GlaOps for CubeBackend {
         let (q, k, v) = (into_contiguous(q), into_contiguous(k), into_contiguous(v));
         let gate = gate.into_option().map(into_contiguous);
         let h0 = h0.into_option().map(into_contiguous);
-        let problem = problem(&q, &k, &v, gate.as_ref(), &spec);
+        let problem = problem(&q, &v, gate.as_ref(), &spec);
         let [batch, time, heads, _] = q.shape().dims();
         let o = like(&v, [batch, time, heads, problem.dims.value_dim], v.dtype);
         let state_shape = spec.state_shape(q.shape().dims(), problem.dims.value_dim);
@@ -54,7 +54,7 @@ impl GlaOps for CubeBackend {
             o: o.handle.clone(),
             final_state: final_state.handle.clone(),
         };
-        launched(gla_kernels::forward(&client, &problem, strategy(&spec), args));
+        launched(gla_kernels::forward(&client, &problem, spec.strategy(), args));
         (o, final_state)
     }
 
@@ -71,7 +71,7 @@ impl GlaOps for CubeBackend {
         let (q, k, v) = (into_contiguous(q), into_contiguous(k), into_contiguous(v));
         let gate = gate.into_option().map(into_contiguous);
         let h0 = h0.into_option().map(into_contiguous);
-        let problem = problem(&q, &k, &v, gate.as_ref(), &spec);
+        let problem = problem(&q, &v, gate.as_ref(), &spec);
         let client = q.client.clone();
         let d_o = match d_o.into_option() {
             Some(d_o) => into_contiguous(d_o),
@@ -111,7 +111,7 @@ impl GlaOps for CubeBackend {
             dv: dv.handle.clone(),
             dh0: dh0.handle.clone(),
         };
-        launched(gla_kernels::backward(&client, &problem, strategy(&spec), args));
+        launched(gla_kernels::backward(&client, &problem, spec.strategy(), args));
         GlaGrads { dq, dk, dv, dgate, dh0 }
     }
 
@@ -127,9 +127,9 @@ impl GlaOps for CubeBackend {
         let gate = gate.into_option().map(into_contiguous);
         let [batch, heads, key_dim] = q.shape().dims();
         let [_, kv_heads, value_dim] = v.shape().dims();
-        let dims = Dims { heads, kv_heads, key_dim, value_dim, gate: spec.gate };
-        let sequences = Sequences::Uniform { batch, time: 1 };
-        let problem = new_problem(dims, sequences, &q, gate.as_ref(), &spec);
+        let gate_dtype = gate.as_ref().map(|gate| gate.dtype);
+        let [q_shape, v_shape] = [[batch, 1, heads, key_dim], [batch, 1, kv_heads, value_dim]];
+        let problem = spec.problem(q_shape, v_shape, q.dtype, gate_dtype);
         let o = like(&v, [batch, heads, value_dim], v.dtype);
         let state = own(into_contiguous(state));
         let client = q.client.clone();
@@ -146,43 +146,9 @@ impl GlaOps for CubeBackend {
     }
 }
 
-fn problem(
-    q: &CubeTensor,
-    k: &CubeTensor,
-    v: &CubeTensor,
-    gate: Option<&CubeTensor>,
-    spec: &GlaSpec,
-) -> Problem {
-    let [batch, time, heads, key_dim] = q.shape().dims();
-    let kv_heads = k.shape().dims::<4>()[2];
-    let value_dim = v.shape().dims::<4>()[3];
-    let dims = Dims { heads, kv_heads, key_dim, value_dim, gate: spec.gate };
-    let sequences = match &spec.cu_seqlens {
-        Some(cu) => Sequences::Packed { cu_seqlens: cu.to_vec(), time },
-        None => Sequences::Uniform { batch, time },
-    };
-    new_problem(dims, sequences, q, gate, spec)
-}
-
-fn new_problem(
-    dims: Dims,
-    sequences: Sequences,
-    q: &CubeTensor,
-    gate: Option<&CubeTensor>,
-    spec: &GlaSpec,
-) -> Problem {
-    let elem_type = burn::backend::cubecl::dtype_to_elem_type;
-    Problem {
-        dims,
-        sequences,
-        scale: spec.scale as f32,
-        dtype: elem_type(q.dtype),
-        gate_dtype: elem_type(gate.map_or(q.dtype, |gate| gate.dtype)),
-    }
-}
-
-fn strategy(spec: &GlaSpec) -> Strategy {
-    spec.chunk.map_or(Strategy::Inferred, Strategy::Chunk)
+fn problem(q: &CubeTensor, v: &CubeTensor, gate: Option<&CubeTensor>, spec: &GlaSpec) -> Problem {
+    let gate_dtype = gate.map(|gate| gate.dtype);
+    spec.problem(q.shape().dims(), v.shape().dims(), q.dtype, gate_dtype)
 }
 
 fn like<const D: usize>(tensor: &CubeTensor, shape: [usize; D], dtype: DType) -> CubeTensor {
@@ -200,7 +166,7 @@ fn own(state: CubeTensor) -> CubeTensor {
     if state.can_mut() { state } else { state.copy() }
 }
 
-/// The public functions have checked what they can see; what is left are limits of the device.
+/// The public functions have checked all that a launch checks; other callers of the trait see it here.
 fn launched<T>(result: Result<T, gla_kernels::GlaError>) -> T {
     result.unwrap_or_else(|error| panic!("gla: {error}"))
 }

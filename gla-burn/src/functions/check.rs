@@ -1,9 +1,9 @@
-//! Checks of arguments, before anything is launched.
+//! Checks of arguments against each other, before anything is launched.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use gla_kernels::{CHUNKS, GlaError, Sequences};
 
-use super::{Gate, StepGate};
+use super::{Gate, GlaOptions, StepGate};
 
 /// The arguments of `gla`.
 pub(super) fn sequences(
@@ -11,8 +11,7 @@ pub(super) fn sequences(
     k: &Tensor<4>,
     v: &Tensor<4>,
     gate: &Gate,
-    initial_state: Option<&Tensor<4>>,
-    cu_seqlens: Option<&[usize]>,
+    options: &GlaOptions,
 ) -> Result<(), GlaError> {
     let [batch, time, heads, key_dim] = q.dims();
     let [_, _, kv_heads, value_dim] = v.dims();
@@ -28,17 +27,20 @@ pub(super) fn sequences(
         Gate::Scalar(gate) => gate_of(gate, [batch, time, kv_heads], q)?,
         Gate::Vector(gate) => gate_of(gate, [batch, time, kv_heads, key_dim], q)?,
     }
-    let sequences = match cu_seqlens {
+    let sequences = match &options.cu_seqlens {
         None => batch,
         Some(_) if batch != 1 => return Err(GlaError::CuSeqlensBatch { batch }),
         Some(cu) => {
-            Sequences::Packed { cu_seqlens: cu.to_vec(), time }.validate()?;
+            Sequences::Packed { cu_seqlens: cu.clone(), time }.validate()?;
             cu.len() - 1
         }
     };
-    match initial_state {
-        Some(state) => state_of("initial_state", state, [sequences, heads, key_dim, value_dim], q),
-        None => Ok(()),
+    if let Some(state) = &options.initial_state {
+        state_of("initial_state", state, [sequences, heads, key_dim, value_dim], q)?;
+    }
+    match options.chunk {
+        Some(got) if !CHUNKS.contains(&got) => Err(GlaError::Chunk { allowed: CHUNKS, got }),
+        _ => Ok(()),
     }
 }
 
@@ -67,14 +69,6 @@ pub(super) fn step(
     state_of("state", state, [batch, heads, key_dim, value_dim], q)
 }
 
-/// The chunk length, if one is asked for.
-pub(super) fn chunk(chunk: Option<usize>) -> Result<(), GlaError> {
-    match chunk {
-        Some(got) if !CHUNKS.contains(&got) => Err(GlaError::Chunk { allowed: CHUNKS, got }),
-        _ => Ok(()),
-    }
-}
-
 fn groups(heads: usize, kv_heads: usize, key_dim: usize, value_dim: usize) -> Result<(), GlaError> {
     let sizes = [("q heads", heads), ("v heads", kv_heads), ("K", key_dim), ("V", value_dim)];
     if let Some((name, _)) = sizes.into_iter().find(|&(_, size)| size == 0) {
@@ -89,11 +83,7 @@ fn groups(heads: usize, kv_heads: usize, key_dim: usize, value_dim: usize) -> Re
 /// f32, f16 or bf16 where the device has it; the portable path takes f64 too.
 fn type_of_q<const D: usize>(q: &Tensor<D>) -> Result<(), GlaError> {
     let device = q.device().without_autodiff();
-    #[cfg(feature = "flex")]
-    let portable = device == burn::tensor::Device::flex();
-    #[cfg(not(feature = "flex"))]
-    let portable = false;
-    if !(portable && q.dtype() == DType::F64) {
+    if !(is_portable(&device) && q.dtype() == DType::F64) {
         dtype("q", q.dtype(), &[DType::F32, DType::F16, DType::BF16])?;
     }
     if !device.supports_dtype(q.dtype()) {
@@ -134,7 +124,26 @@ fn gate_of<const D: usize, const E: usize>(
 ) -> Result<(), GlaError> {
     shape("gate", gate, expected)?;
     dtype("gate", gate.dtype(), &[DType::F32, q.dtype()])?;
-    on_device_of("gate", gate, q)
+    on_device_of("gate", gate, q)?;
+    // on a CPU the numbers are at hand; on a GPU the check would wait for them
+    if is_portable(&q.device().without_autodiff()) && gate.shape().num_elements() > 0 {
+        let largest = gate.clone().without_autodiff().max().cast(DType::F64).into_scalar::<f64>();
+        if largest > 0.0 {
+            return Err(GlaError::PositiveGate { largest });
+        }
+    }
+    Ok(())
+}
+
+/// Whether the device runs the portable path instead of kernels.
+fn is_portable(device: &Device) -> bool {
+    #[cfg(feature = "flex")]
+    return *device == Device::flex();
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = device;
+        false
+    }
 }
 
 fn state_of<const E: usize>(

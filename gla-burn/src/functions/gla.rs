@@ -1,10 +1,10 @@
 //! Whole sequences.
 
 use burn::backend::Dispatch;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use gla_kernels::GateKind;
 
-use super::check;
+use super::{check, device};
 use crate::{GlaOps, GlaSpec, OptionalTensor};
 
 /// The gate of [`gla`]: logarithms of the decay, at most 0.
@@ -29,6 +29,15 @@ impl Gate {
             Gate::Fixed(_) => GateKind::Fixed,
             Gate::Scalar(_) => GateKind::Scalar,
             Gate::Vector(_) => GateKind::Vector,
+        }
+    }
+
+    fn dtype(&self) -> Option<DType> {
+        match self {
+            Gate::None => None,
+            Gate::Fixed(gate) => Some(gate.dtype()),
+            Gate::Scalar(gate) => Some(gate.dtype()),
+            Gate::Vector(gate) => Some(gate.dtype()),
         }
     }
 }
@@ -137,13 +146,11 @@ pub struct GlaOutput {
 ///
 /// # Panics
 ///
-/// If shapes, types, devices or `cu_seqlens` do not fit together; the message names the argument and
-/// what it should have been.
+/// If shapes, types, devices or `cu_seqlens` do not fit together, or if the device lacks what the
+/// kernels need. The message names the argument, what it is and what it should be (the number of its
+/// axes is for the compiler to check). Nothing has been queued then.
 pub fn gla(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, gate: Gate, options: GlaOptions) -> GlaOutput {
-    let cu_seqlens = options.cu_seqlens.as_deref();
-    check::sequences(&q, &k, &v, &gate, options.initial_state.as_ref(), cu_seqlens)
-        .and_then(|()| check::chunk(options.chunk))
-        .unwrap_or_else(|error| panic!("gla: {error}"));
+    check::sequences(&q, &k, &v, &gate, &options).unwrap_or_else(|error| panic!("gla: {error}"));
     let [batch, time, heads, key_dim] = q.dims();
     let spec = GlaSpec {
         gate: gate.kind(),
@@ -162,12 +169,14 @@ pub fn gla(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, gate: Gate, options: GlaOpt
         // nothing to compute, and back-ends differ in what they make of empty tensors
         let state = spec.state_shape([batch, time, heads, key_dim], value_dim);
         let device = q.device();
-        let zeros = || Tensor::zeros(state, (&device, burn::tensor::DType::F32));
+        let zeros = || Tensor::zeros(state, (&device, DType::F32));
         return GlaOutput {
             output: Tensor::zeros([batch, time, heads, value_dim], (&device, v.dtype())),
             final_state: options.final_state.then(|| options.initial_state.unwrap_or_else(zeros)),
         };
     }
+    device::check(&q.device(), &spec, q.dims(), v.dims(), q.dtype(), gate.dtype())
+        .unwrap_or_else(|error| panic!("gla: {error}"));
     let gate = match gate {
         Gate::None => OptionalTensor::None,
         Gate::Fixed(gate) => OptionalTensor::Some(gate.into_dispatch()),

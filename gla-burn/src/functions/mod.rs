@@ -1,8 +1,10 @@
 //! The public functions: check, call the back-end, wrap.
 
 mod check;
+mod device;
 mod gla;
 mod step;
 
+pub use device::device_limits;
 pub use gla::*;
 pub use step::*;

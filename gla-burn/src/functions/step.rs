@@ -1,10 +1,10 @@
 //! One token.
 
 use burn::backend::Dispatch;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use gla_kernels::GateKind;
 
-use super::check;
+use super::{check, device};
 use crate::{GlaOps, GlaSpec, OptionalTensor};
 
 /// The gate of [`gla_step`]: logarithms of the decay, at most 0.
@@ -19,6 +19,17 @@ pub enum StepGate {
     Scalar(Tensor<2>),
     /// `[B, Hk, K]`
     Vector(Tensor<3>),
+}
+
+impl StepGate {
+    fn dtype(&self) -> Option<DType> {
+        match self {
+            StepGate::None => None,
+            StepGate::Fixed(gate) => Some(gate.dtype()),
+            StepGate::Scalar(gate) => Some(gate.dtype()),
+            StepGate::Vector(gate) => Some(gate.dtype()),
+        }
+    }
 }
 
 /// One step of gated linear attention: what [`gla`](crate::gla) does for a sequence of length 1.
@@ -37,7 +48,7 @@ pub enum StepGate {
 ///
 /// # Panics
 ///
-/// If shapes, types or devices do not fit together.
+/// As [`gla`](crate::gla), before anything is queued and before the state is touched.
 pub fn gla_step(
     q: Tensor<3>,
     k: Tensor<3>,
@@ -52,6 +63,7 @@ pub fn gla_step(
         let output = Tensor::zeros([0, heads, v.dims()[2]], (&q.device(), v.dtype()));
         return (output, state);
     }
+    let gate_dtype = gate.dtype();
     let (kind, gate) = match gate {
         StepGate::None => (GateKind::None, OptionalTensor::None),
         StepGate::Fixed(gate) => (GateKind::Fixed, OptionalTensor::Some(gate.into_dispatch())),
@@ -66,6 +78,10 @@ pub fn gla_step(
         recurrent: true,
         state_gradient: true,
     };
+    let [_, kv_heads, value_dim] = v.dims();
+    let [q_shape, v_shape] = [[batch, 1, heads, key_dim], [batch, 1, kv_heads, value_dim]];
+    device::check(&q.device(), &spec, q_shape, v_shape, q.dtype(), gate_dtype)
+        .unwrap_or_else(|error| panic!("gla_step: {error}"));
     let (output, state) = Dispatch::gla_step(
         q.into_dispatch(),
         k.into_dispatch(),

@@ -8,6 +8,10 @@ use burn::tensor::{DType, Device, Tensor};
 /// A plain value of constant size, whatever the number of tokens. Clone it to branch a conversation
 /// or to share a prefix (tensors are reference-counted, nothing is copied until a branch is
 /// stepped); save it to resume later.
+///
+/// A model that panics halfway leaves a state of which some layers have seen the token: go on with a
+/// clone from before. A layer that panicked in its recurrence has none left, and the next call
+/// refuses such a state.
 #[derive(Clone, Debug)]
 pub struct GlaState {
     /// One state per layer.
@@ -24,8 +28,8 @@ pub struct GlaState {
 pub struct LayerState {
     /// Recurrent state, `[B, num_heads, head_k_dim, head_v_dim]` f32.
     ///
-    /// The layer takes it out while it runs, so that a step can update it in place; a layer that
-    /// finds `None` starts from zeros.
+    /// The layer takes it out while it runs, so that a step can update it in place. `None` is what
+    /// a panic in between leaves: no layer accepts it.
     pub recurrent: Option<Tensor<4>>,
     /// Last inputs of the short convolutions of queries, keys and values, each
     /// `[B, channels, conv_size]`, oldest first. `None` for a layer without them.
@@ -121,9 +125,10 @@ impl LayerState {
 
     /// Compares the tensors with what a layer needs.
     pub(super) fn check(&self, expected: &LayerStateShape) -> Result<(), GlaStateError> {
-        if let Some(recurrent) = &self.recurrent {
-            check_shape("recurrent", recurrent, &expected.recurrent)?;
-        }
+        let Some(recurrent) = &self.recurrent else {
+            return Err(GlaStateError::Presence { tensor: "recurrent".into(), found: false });
+        };
+        check_shape("recurrent", recurrent, &expected.recurrent)?;
         match (&self.conv, &expected.conv) {
             (None, None) => Ok(()),
             (Some(found), Some(expected)) => {

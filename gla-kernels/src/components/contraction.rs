@@ -21,7 +21,7 @@ pub fn contract(
     #[comptime] instruction: Instruction,
 ) {
     match instruction {
-        // the scan plan's kernels have their own tiles, see `multiply`
+        // the scan plan's: its tiles are multiplied by `multiply`
         Instruction::Mma => {}
         Instruction::Registers => {
             for d in 0..depth {

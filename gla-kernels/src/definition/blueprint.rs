@@ -4,7 +4,7 @@ use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
-use crate::GlaError;
+use crate::{GlaError, Problem};
 
 /// Rows of a sub-chunk: the unit of secondary chunking. Decay is factored between sub-chunks and
 /// walked step by step inside one.
@@ -19,8 +19,7 @@ pub const COLS: &[usize] = &[64, 32, 16];
 /// Storage buffers that the largest kernel binds, its metadata included: WebGPU's guaranteed 8.
 pub const MAX_BINDINGS: usize = 8;
 
-/// How a tile contraction is carried out. One algorithm, several instructions: a further one is
-/// another arm of `contract`.
+/// How tiles are multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Instruction {
     /// f32 multiply-adds, 16 accumulators in the registers of each unit. Runs everywhere.
@@ -29,21 +28,98 @@ pub enum Instruction {
     Mma,
 }
 
-/// The order of the work between chunks.
+/// How work between chunks is ordered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Plan {
-    /// The state stays on chip along a sequence; needs [`Instruction::Mma`].
+    /// The state stays on chip along a sequence.
     Scan,
     /// The state of every chunk is stored, and chunks are worked on in parallel.
     Split,
 }
 
-/// Tile sizes and instruction that the chunked kernels are compiled with.
+/// What the chunked kernels are compiled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Blueprint {
+    /// Of [`Plan::Scan`].
+    Scan(ScanBlueprint),
+    /// Of [`Plan::Split`].
+    Split(SplitBlueprint),
+}
+
+impl Blueprint {
+    /// The plan that it is of.
+    pub const fn plan(&self) -> Plan {
+        match self {
+            Blueprint::Scan(_) => Plan::Scan,
+            Blueprint::Split(_) => Plan::Split,
+        }
+    }
+
+    /// The tile instruction.
+    pub const fn instruction(&self) -> Instruction {
+        match self {
+            Blueprint::Scan(_) => Instruction::Mma,
+            Blueprint::Split(blueprint) => blueprint.instruction,
+        }
+    }
+
+    /// Rows of a chunk.
+    pub const fn chunk(&self) -> usize {
+        match self {
+            Blueprint::Scan(_) => SCAN_CHUNK,
+            Blueprint::Split(blueprint) => blueprint.chunk,
+        }
+    }
+
+    /// Checks the blueprint against a device and a problem.
+    pub fn validate(&self, problem: &Problem, limits: &DeviceLimits) -> Result<(), GlaError> {
+        match self {
+            Blueprint::Scan(blueprint) => blueprint.validate(problem, limits),
+            Blueprint::Split(blueprint) => blueprint.validate(limits),
+        }
+    }
+}
+
+/// Rows of a chunk of the scan plan.
+pub const SCAN_CHUNK: usize = 64;
+
+/// Most key channels that the scan plan takes: a cube holds the state for all of them.
+pub const SCAN_MAX_KEYS: usize = 256;
+
+/// Choices of the scan plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ScanBlueprint {
+    /// Chunks that are walked in one go. Longer sequences are cut into segments of so many chunks
+    /// that are walked in parallel, after a first walk for the states they start from.
+    pub segment: usize,
+}
+
+impl ScanBlueprint {
+    /// Checks the blueprint against a device and a problem.
+    pub fn validate(&self, problem: &Problem, limits: &DeviceLimits) -> Result<(), GlaError> {
+        if !limits.mma.contains(&problem.dtype) {
+            let message =
+                format!("the scan plan needs mma for {}, the device has none", problem.dtype);
+            return Err(GlaError::Argument { name: "plan", message });
+        }
+        if problem.dims.key_dim > SCAN_MAX_KEYS {
+            let (got, most) = (problem.dims.key_dim, SCAN_MAX_KEYS);
+            let message = format!("the scan plan takes at most {most} key channels, got {got}");
+            return Err(GlaError::Argument { name: "plan", message });
+        }
+        if self.segment == 0 {
+            return Err(GlaError::EmptyDimension { name: "segment" });
+        }
+        Ok(())
+    }
+}
+
+/// Tile sizes and instruction of the split plan.
 ///
 /// Every kernel runs `chunk / 16 * cols` units a cube (`scores`: `chunk / 16 * chunk`): a unit owns
 /// one column of a 16-row tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Blueprint {
+pub struct SplitBlueprint {
     /// Rows of a chunk, one of [`CHUNKS`]. Also the key channels of a state tile.
     pub chunk: usize,
     /// Columns of an output tile, one of [`COLS`].
@@ -110,7 +186,7 @@ pub enum Strategy {
     /// From the problem and the device.
     #[default]
     Inferred,
-    /// As inferred, with this chunk length.
+    /// As inferred, with this chunk length; the scan plan has one only.
     Chunk(usize),
     /// As inferred, with this plan.
     Plan(Plan),
@@ -118,7 +194,7 @@ pub enum Strategy {
     Forced(Blueprint),
 }
 
-impl Blueprint {
+impl SplitBlueprint {
     /// Sub-chunks of a chunk.
     pub const fn blocks(&self) -> usize {
         self.chunk / SUB

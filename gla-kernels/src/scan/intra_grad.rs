@@ -16,8 +16,9 @@
 use cubecl::prelude::*;
 
 use super::prepare::{accumulator_position, below_diagonal};
-use super::{CHUNK, CHUNK_UNITS, ChunkSpec, Column, GROUP, SLICE, STRIDE, TILE, write_group, write_level};
-use crate::chunk::cube_task;
+use super::{
+    CHUNK, CHUNK_UNITS, ChunkSpec, Column, GROUP, SLICE, STRIDE, TILE, write_group, write_level,
+};
 use crate::components::{
     ChunkRows, Pair, Quad, chunk_rows, decay_or_one, load_quad, multiply, read_or_zero,
     right_of_plain, right_of_transposed, row_offset, zero_tiles,
@@ -35,7 +36,14 @@ const CROSSING: usize = 3;
 /// * `dq`, `dk`: out, `[rows, H, K]`; `dg`: out, `[rows, H, K]` if `spec.dims.gate` is one
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn gla_scan_intra_grad_kernel<E: Float, G: Float, S: Float, Q: Float, P: Float, R: Float>(
+pub(crate) fn gla_scan_intra_grad_kernel<
+    E: Float,
+    G: Float,
+    S: Float,
+    Q: Float,
+    P: Float,
+    R: Float,
+>(
     q: &[E],
     k: &[E],
     v: &[E],
@@ -59,7 +67,7 @@ pub(crate) fn gla_scan_intra_grad_kernel<E: Float, G: Float, S: Float, Q: Float,
 ) {
     let dims = comptime!(spec.dims);
     let padded = comptime!(spec.padded);
-    let task = cube_task();
+    let task = CUBE_POS;
     if task >= tasks {
         terminate!();
     }
@@ -119,10 +127,10 @@ pub(crate) fn gla_scan_intra_grad_kernel<E: Float, G: Float, S: Float, Q: Float,
         let (t0, t1) = (totals[channel], totals[SLICE + channel]);
         let (t2, t3) = (totals[2 * SLICE + channel], totals[3 * SLICE + channel]);
         let between = select(group == 0, t1, select(group == 3, t2, one));
-        let before = select(group > 0, t0, one) * select(group > 1, t1, one)
-            * select(group > 2, t2, one);
-        let after = select(group < 1, t1, one) * select(group < 2, t2, one)
-            * select(group < 3, t3, one);
+        let before =
+            select(group > 0, t0, one) * select(group > 1, t1, one) * select(group > 2, t2, one);
+        let after =
+            select(group < 1, t1, one) * select(group < 2, t2, one) * select(group < 3, t3, one);
         write_group::<E>(&qs, &ks, &ds, group % 2 == 1, one, &mut tiles, at + 4 * TILE);
         write_group::<E>(&qs, &ks, &ds, group >= 2, between, &mut tiles, at + 5 * TILE);
         sync_cube();
@@ -135,7 +143,14 @@ pub(crate) fn gla_scan_intra_grad_kernel<E: Float, G: Float, S: Float, Q: Float,
             #[unroll]
             for level in 0..4usize {
                 let left = of_level::<E>(&diagonal, level);
-                send::<E>(&left, &tiles[level * TILE..(level + 1) * TILE], own, col, &mut acc, 4 * level + 2 * j);
+                send::<E>(
+                    &left,
+                    &tiles[level * TILE..(level + 1) * TILE],
+                    own,
+                    col,
+                    &mut acc,
+                    4 * level + 2 * j,
+                );
             }
             let left = load_quad::<E>(&symmetric, own * 16, pair_group * 16, STRIDE, false);
             send::<E>(&left, &tiles[4 * TILE..5 * TILE], pair_group, col, &mut acc, 16 + 2 * j);
@@ -178,8 +193,30 @@ pub(crate) fn gla_scan_intra_grad_kernel<E: Float, G: Float, S: Float, Q: Float,
         read_level::<E>(&qs, &ks, &ds, &tiles, at + TILE, &mut gq, &mut gk, &mut gg, 1usize);
         read_level::<E>(&qs, &ks, &ds, &tiles, at + 2 * TILE, &mut gq, &mut gk, &mut gg, 2usize);
         read_level::<E>(&qs, &ks, &ds, &tiles, at + 3 * TILE, &mut gq, &mut gk, &mut gg, 3usize);
-        read_group::<E>(&qs, &ks, &ds, group % 2 == 1, one, &tiles, at + 4 * TILE, &mut gq, &mut gk, &mut gg);
-        let sum5 = read_group::<E>(&qs, &ks, &ds, group >= 2, between, &tiles, at + 5 * TILE, &mut gq, &mut gk, &mut gg);
+        read_group::<E>(
+            &qs,
+            &ks,
+            &ds,
+            group % 2 == 1,
+            one,
+            &tiles,
+            at + 4 * TILE,
+            &mut gq,
+            &mut gk,
+            &mut gg,
+        );
+        let sum5 = read_group::<E>(
+            &qs,
+            &ks,
+            &ds,
+            group >= 2,
+            between,
+            &tiles,
+            at + 5 * TILE,
+            &mut gq,
+            &mut gk,
+            &mut gg,
+        );
 
         // through the state: the whole chunk is the half
         let mut from_q = Array::<f32>::new(GROUP);
@@ -193,7 +230,8 @@ pub(crate) fn gla_scan_intra_grad_kernel<E: Float, G: Float, S: Float, Q: Float,
             let mut sum_k = f32::new(0.0);
             #[unroll]
             for part in 0..parts {
-                let from = (part * num_rows + rows.start + row) * comptime!(dims.heads * padded) + column;
+                let from =
+                    (part * num_rows + rows.start + row) * comptime!(dims.heads * padded) + column;
                 sum_q += read_or_zero::<S>(dq_state, from, valid);
                 sum_k += read_or_zero::<S>(dk_state, from, valid);
             }
@@ -310,7 +348,8 @@ fn score_gradients<E: Float>(
             multiply::<E>(&left, &r0, &mut acc, 0usize);
             multiply::<E>(&left, &r1, &mut acc, 1usize);
             if plane >= 6 {
-                let quad = load_quad::<E>(&tiles[TILE..2 * TILE], (s + 1) * 16, j * 16, STRIDE, false);
+                let quad =
+                    load_quad::<E>(&tiles[TILE..2 * TILE], (s + 1) * 16, j * 16, STRIDE, false);
                 let r0 = right_of_plain::<E>(&quad, 0usize);
                 let r1 = right_of_plain::<E>(&quad, 1usize);
                 multiply::<E>(&left, &r0, &mut acc, 2usize);

@@ -6,8 +6,8 @@ use cubecl::server::Handle;
 
 use super::walk::{Intra, KeyAxis, Trace, WalkSpec};
 use super::{CHUNK, CHUNK_UNITS, ChunkSpec, intra_grad, prepare, walk};
-use crate::chunk::cubes;
-use crate::launch::{Launcher, arg};
+use crate::ScanBlueprint;
+use crate::launch::{Launcher, arg, cubes};
 
 /// The deepest state part that a cube holds.
 const MAX_DEPTH: usize = 256;
@@ -33,7 +33,7 @@ pub(crate) struct Walk<'a> {
     pub products: Option<&'a Handle>,
 }
 
-impl Launcher<'_> {
+impl Launcher<'_, ScanBlueprint> {
     /// `K` rounded up to whole tiles.
     pub fn padded(&self) -> usize {
         self.problem.dims.key_dim.next_multiple_of(16)
@@ -41,11 +41,6 @@ impl Launcher<'_> {
 
     fn chunk_spec(&self) -> ChunkSpec {
         ChunkSpec { dims: self.problem.dims, padded: self.padded() }
-    }
-
-    /// Scratch of `len` elements of the inputs' type.
-    pub fn scratch_like(&self, len: usize) -> Handle {
-        self.client.empty(self.problem.dtype.size() * len.max(1))
     }
 
     /// Kernel `prepare`, see [`prepare`].
@@ -149,7 +144,13 @@ impl Launcher<'_> {
     /// Elements of the trace between the `dk` and the `dq` walk.
     pub fn trace_len(&self, spec: &WalkSpec) -> usize {
         let dims = self.problem.dims;
-        self.num_chunks * dims.heads * spec.tiles() * spec.parts * (spec.depth / 4) * spec.units() * 2
+        self.num_chunks
+            * dims.heads
+            * spec.tiles()
+            * spec.parts
+            * (spec.depth / 4)
+            * spec.units()
+            * 2
     }
 
     /// Kernel `walk`, see [`walk`].
@@ -162,7 +163,8 @@ impl Launcher<'_> {
         }
         let rows = self.problem.rows();
         // as many elements at once as divide the width, 16 bytes at most
-        let vector = |width: usize| [8, 4, 2].into_iter().find(|n| width.is_multiple_of(*n)).unwrap_or(1);
+        let vector =
+            |width: usize| [8, 4, 2].into_iter().find(|n| width.is_multiple_of(*n)).unwrap_or(1);
         let (deep, wide) = (vector(spec.depth_width), vector(spec.width));
         let none = || self.table();
         let trace = match walk.trace {

@@ -7,7 +7,7 @@
 //! | [`prepare`] | chunk and head | the intra-chunk matrix `A`; queries and keys with their decay to the chunk's edges |
 //! | [`walk`] | sequence, head, columns | carries a state along the chunks and reads outputs off it: `o`; the shares of `dv`, `dk`, `dq` through the state |
 //! | [`intra_grad`] | chunk and head | the shares of `dq` and `dk` inside the chunk, and `dg` |
-//! | [`crate::chunk::reduce`] | | head groups, scalar and fixed gates |
+//! | [`crate::reduce`] | | head groups, scalar and fixed gates |
 //!
 //! # The levels
 //!
@@ -22,12 +22,13 @@
 
 pub mod intra_grad;
 mod launch;
+mod plan;
 pub mod prepare;
 pub mod walk;
 
 use cubecl::prelude::*;
 
-pub(crate) use launch::Walk;
+pub(crate) use plan::{backward, forward};
 
 use crate::Dims;
 use crate::components::{Quad, left_of_transposed, load_quad};

@@ -13,7 +13,6 @@
 use cubecl::prelude::*;
 
 use super::{CHUNK, ChunkSpec, Column, GROUP, SLICE, STRIDE, TILE, write_group, write_level};
-use crate::chunk::cube_task;
 use crate::components::{
     Pair, chunk_rows, decay_or_one, load_quad, multiply, read_or_zero, right_of_plain, row_offset,
     zero_tiles,
@@ -44,7 +43,7 @@ pub(crate) fn gla_prepare_kernel<E: Float, G: Float>(
 ) {
     let dims = comptime!(spec.dims);
     let padded = comptime!(spec.padded);
-    let task = cube_task();
+    let task = CUBE_POS;
     if task >= tasks {
         terminate!();
     }
@@ -103,12 +102,13 @@ pub(crate) fn gla_prepare_kernel<E: Float, G: Float>(
         write_group::<E>(&qs, &ks, &ds, group % 2 == 1, one, &mut tiles, at + 4 * TILE);
         write_group::<E>(&qs, &ks, &ds, group >= 2, between, &mut tiles, at + 5 * TILE);
 
-        let before = select(group > 0, t0, one) * select(group > 1, t1, one)
-            * select(group > 2, t2, one);
-        let after = select(group < 1, t1, one) * select(group < 2, t2, one)
-            * select(group < 3, t3, one);
+        let before =
+            select(group > 0, t0, one) * select(group > 1, t1, one) * select(group > 2, t2, one);
+        let after =
+            select(group < 1, t1, one) * select(group < 2, t2, one) * select(group < 3, t3, one);
         if i < padded {
-            let to = (rows.start + group * GROUP) * comptime!(dims.heads * padded) + head * padded + i;
+            let to =
+                (rows.start + group * GROUP) * comptime!(dims.heads * padded) + head * padded + i;
             write_edges::<E>(&qs, &ds, before, true, qt, to, rows.len, group, spec);
             write_edges::<E>(&ks, &ds, after, false, kt, to, rows.len, group, spec);
             if group == 0 {
@@ -123,7 +123,13 @@ pub(crate) fn gla_prepare_kernel<E: Float, G: Float>(
             for j in 0..comptime!(SLICE / 16) {
                 #[unroll]
                 for level in 0..4usize {
-                    let quad = load_quad::<E>(&tiles[level * TILE..(level + 1) * TILE], row, j * 16, STRIDE, false);
+                    let quad = load_quad::<E>(
+                        &tiles[level * TILE..(level + 1) * TILE],
+                        row,
+                        j * 16,
+                        STRIDE,
+                        false,
+                    );
                     let r0 = right_of_plain::<E>(&quad, 0usize);
                     let r1 = right_of_plain::<E>(&quad, 1usize);
                     multiply::<E>(&quad, &r0, &mut acc, level * 2);
@@ -169,13 +175,30 @@ pub(crate) fn gla_prepare_kernel<E: Float, G: Float>(
                 #[unroll]
                 for e in 0..2usize {
                     let x = r ^ (c + e);
-                    let low = select(x < 2, acc[2 * n + half].extract(e), acc[2 * (2 + n) + half].extract(e));
-                    let high = select(x < 8, acc[2 * (4 + n) + half].extract(e), acc[2 * (6 + n) + half].extract(e));
+                    let low = select(
+                        x < 2,
+                        acc[2 * n + half].extract(e),
+                        acc[2 * (2 + n) + half].extract(e),
+                    );
+                    let high = select(
+                        x < 8,
+                        acc[2 * (4 + n) + half].extract(e),
+                        acc[2 * (6 + n) + half].extract(e),
+                    );
                     let off = select(x < 4, low, high);
                     let value = select(x == 0, acc[2 * (8 + n) + half].extract(e), off);
                     pair.insert(e, select(c + e <= r, value, f32::new(0.0)));
                 }
-                store_pair::<E>(a, pair, &rows.len, rows.start, head, plane * 16 + r, plane * 16 + c, dims.heads);
+                store_pair::<E>(
+                    a,
+                    pair,
+                    &rows.len,
+                    rows.start,
+                    head,
+                    plane * 16 + r,
+                    plane * 16 + c,
+                    dims.heads,
+                );
             }
         }
     } else {
@@ -187,7 +210,16 @@ pub(crate) fn gla_prepare_kernel<E: Float, G: Float>(
                 let (r, c) = accumulator_position(n % 2, half);
                 if n < 2 || plane >= 6 {
                     let col = (s + n / 2) * 16 + c;
-                    store_pair::<E>(a, acc[2 * n + half], &rows.len, rows.start, head, t * 16 + r, col, dims.heads);
+                    store_pair::<E>(
+                        a,
+                        acc[2 * n + half],
+                        &rows.len,
+                        rows.start,
+                        head,
+                        t * 16 + r,
+                        col,
+                        dims.heads,
+                    );
                 }
             }
         }

@@ -24,7 +24,6 @@
 use cubecl::prelude::*;
 
 use super::{CHUNK, load_left};
-use crate::chunk::cube_task;
 use crate::components::{
     ChunkRows, Pair, chunk_rows, left_of_transposed, load_quad, multiply, right_of_transposed,
     zero_tiles,
@@ -184,7 +183,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size>(
     let from_right = comptime!(spec.stage(spec.right_heads, spec.width, columns));
     let from_pairs = comptime!(spec.stage(spec.heads, CHUNK, CHUNK));
 
-    let task = cube_task();
+    let task = CUBE_POS;
     if task >= tasks {
         terminate!();
     }
@@ -317,8 +316,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size>(
                     operand[1] = Vector::cast_from(state[4 * d + 2 + half]);
                     #[unroll]
                     for m in 0..4usize {
-                        let quad =
-                            load_quad::<E>(&left_tile, m * 16, d * 16, depth_stride, false);
+                        let quad = load_quad::<E>(&left_tile, m * 16, d * 16, depth_stride, false);
                         multiply::<E>(&quad, &operand, &mut acc, 2 * m + half);
                     }
                 }
@@ -330,7 +328,8 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size>(
                     #[unroll]
                     for s in 0..4usize {
                         if comptime!(upper) && s >= m || comptime!(!upper) && s <= m {
-                            let quad = load_left::<E>(&pair_tile, m * 16, s * 16, pair_stride, upper);
+                            let quad =
+                                load_left::<E>(&pair_tile, m * 16, s * 16, pair_stride, upper);
                             #[unroll]
                             for half in 0..2usize {
                                 let mut operand = Array::<Pair<E>>::new(2usize);

@@ -138,10 +138,7 @@ impl GatedLinearAttention {
 
         self.enter(&x, state);
         let Operands { q, k, v, log_gate } = self.operands(x.clone(), state.conv.as_mut());
-        let recurrent = state.recurrent.take().unwrap_or_else(|| {
-            let zeros = self.init_state(batch, &x.device()).recurrent;
-            zeros.expect("a fresh state holds a recurrent state")
-        });
+        let recurrent = state.recurrent.take().expect("checked on entry");
         let (output, recurrent) = gla_step(
             q.reshape([batch, self.num_heads, k_dim]),
             k.reshape([batch, self.num_kv_heads, k_dim]),

@@ -1,4 +1,5 @@
-//! The chunked kernels, each written once for both roles (see [`Role`]).
+//! The split plan: the state of every chunk is stored, and chunks are worked on in parallel. Each
+//! kernel is written once for both roles (see [`Role`]).
 //!
 //! | stage | `Role::Query` | `Role::Key` |
 //! |---|---|---|
@@ -7,19 +8,19 @@
 //! | [`output`] | `o` from `q`, the states, `A`, `v` | `dv` from `k`, the state gradients, `A^T`, `do` |
 //! | [`project`] | share of `dq` from the state | share of `dk` from the state gradient; starts `dg` |
 //! | [`intra_grad`] | rest of `dq` from `dA`; adds to `dg` | rest of `dk`; adds to `dg` |
-//! | [`reduce`] | sums over head groups, channels or rows; casts | |
 
 pub mod intra_grad;
+mod launch;
 pub mod output;
+mod plan;
 pub mod project;
-pub mod reduce;
 pub mod scores;
 pub mod state;
 
-use cubecl::prelude::*;
+pub(crate) use plan::{backward, forward};
 
 use crate::components::Role;
-use crate::{Blueprint, DeviceLimits, Dims};
+use crate::{Dims, SplitBlueprint};
 
 /// What a stage is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,19 +28,7 @@ pub struct StageSpec {
     /// Heads, widths and gate kind.
     pub dims: Dims,
     /// Tile sizes and instruction.
-    pub blueprint: Blueprint,
+    pub blueprint: SplitBlueprint,
     /// Which end of a pair the stage works for.
     pub role: Role,
-}
-
-/// The task of this cube; may be past the last one, see [`cubes`].
-#[cube]
-pub(crate) fn cube_task() -> usize {
-    CUBE_POS
-}
-
-/// A grid of at least `tasks` cubes: devices bound each axis (65535 on WebGPU), so it has two.
-pub(crate) fn cubes(tasks: usize, limits: &DeviceLimits) -> CubeCount {
-    let x = tasks.min(limits.cubes.0 as usize).max(1);
-    CubeCount::Static(x as u32, tasks.div_ceil(x) as u32, 1)
 }

@@ -5,8 +5,6 @@
 
 use cubecl::prelude::*;
 
-use super::cube_task;
-
 /// `out[row, hk, i] = sum over the group's heads (and over `inner` channels)` of
 /// `x [rows, heads, width * inner]`; `out`: `[rows, heads / group, width]`. One unit an element.
 #[cube(launch_unchecked)]
@@ -19,7 +17,7 @@ pub(crate) fn gla_reduce_heads_kernel<O: Float>(
     #[comptime] inner: usize,
     #[define(O)] _dtype: ElemType,
 ) {
-    let at = cube_task() * CUBE_DIM as usize + UNIT_POS as usize;
+    let at = CUBE_POS * CUBE_DIM as usize + UNIT_POS as usize;
     if at >= elements {
         terminate!();
     }
@@ -45,7 +43,7 @@ pub(crate) fn gla_reduce_rows_kernel<O: Float>(
     #[comptime] units: usize,
     #[define(O)] _dtype: ElemType,
 ) {
-    let head = cube_task();
+    let head = CUBE_POS;
     if head >= heads {
         terminate!();
     }

@@ -8,7 +8,7 @@
 
 use cubecl::prelude::*;
 
-use super::{StageSpec, cube_task};
+use super::StageSpec;
 use crate::SUB;
 use crate::components::{
     Role, Source, chunk_rows, contract, decay_between, load_chunk, load_chunk_decays, load_pairs,
@@ -51,7 +51,7 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
     let from_y = comptime!(Source { dims, own_heads: y_heads, width: value_dim, units });
     let tiles_v = comptime!(value_dim.div_ceil(cols));
 
-    let task = cube_task();
+    let task = CUBE_POS;
     if task >= tasks {
         terminate!();
     }

@@ -9,7 +9,7 @@
 
 use cubecl::prelude::*;
 
-use super::{StageSpec, cube_task};
+use super::StageSpec;
 use crate::SUB;
 use crate::components::{
     Role, Source, chunk_rows, contract, decay_between, decay_or_one, load_chunk, read_or_zero,
@@ -50,7 +50,7 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
     let from_y = comptime!(Source { dims, own_heads, width: value_dim, units });
     let tiles_k = comptime!(key_dim.div_ceil(cols));
 
-    let task = cube_task();
+    let task = CUBE_POS;
     if task >= tasks {
         terminate!();
     }

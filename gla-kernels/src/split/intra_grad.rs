@@ -24,7 +24,7 @@
 
 use cubecl::prelude::*;
 
-use super::{StageSpec, cube_task};
+use super::StageSpec;
 use crate::SUB;
 use crate::components::{
     Role, chunk_rows, contract, decay_between, decay_or_one, load_pairs, read_or_zero, row_of,
@@ -61,7 +61,7 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
     let gated = comptime!(dims.gate.is_some());
     let tiles_k = comptime!(key_dim.div_ceil(cols));
 
-    let task = cube_task();
+    let task = CUBE_POS;
     if task >= tasks {
         terminate!();
     }

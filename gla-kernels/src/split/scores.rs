@@ -9,7 +9,7 @@
 
 use cubecl::prelude::*;
 
-use super::{StageSpec, cube_task};
+use super::StageSpec;
 use crate::SUB;
 use crate::components::{
     Source, chunk_rows, decay_between, load_chunk, load_chunk_decays, scale_to_edge, zero_rows,
@@ -40,7 +40,7 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float>(
     let from_q = comptime!(Source { dims, own_heads: dims.heads, width, units });
     let from_k = comptime!(Source { dims, own_heads: dims.kv_heads, width, units });
 
-    let task = cube_task();
+    let task = CUBE_POS;
     if task >= tasks {
         terminate!();
     }

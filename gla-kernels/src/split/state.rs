@@ -10,7 +10,7 @@
 
 use cubecl::prelude::*;
 
-use super::{StageSpec, cube_task};
+use super::StageSpec;
 use crate::SUB;
 use crate::components::{
     Role, Source, chunk_rows, contract, decay_or_one, load_rows, read_or_zero, row_offset,
@@ -53,7 +53,7 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
     let tiles_v = comptime!(value_dim.div_ceil(cols));
     let tiles_k = comptime!(key_dim.div_ceil(channels));
 
-    let task = cube_task();
+    let task = CUBE_POS;
     if task >= tasks {
         terminate!();
     }

@@ -1,0 +1,147 @@
+//! What a call is checked for before anything is launched: the problem on the device, then the
+//! buffers. The first needs no buffer, so that a caller whose launches are queued can ask early.
+
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+
+use crate::{
+    Blueprint, DeviceLimits, GlaError, Plan, Problem, Strategy, check_addressable, select,
+};
+
+/// Checks that [`forward`](fn@crate::forward) and [`backward`](fn@crate::backward) can run a problem
+/// on a device; returns the blueprint that they would run.
+pub fn check_chunked(
+    client: &Client,
+    problem: &Problem,
+    strategy: Strategy,
+) -> Result<Blueprint, GlaError> {
+    check_problem(client, problem)?;
+    let adapter = &client.properties().identity.name;
+    if crashes_on_shared_memory(client.name(), adapter) {
+        return Err(GlaError::Argument {
+            name: "device",
+            message: format!(
+                "{adapter} cannot run CubeCL's SPIR-V kernels with shared memory; build with the \
+                 feature `wgpu` (WGSL) instead of `vulkan`"
+            ),
+        });
+    }
+    let dims = problem.dims;
+    let blueprint = select(strategy, problem, &DeviceLimits::of(client))?;
+    if blueprint.plan() == Plan::Split {
+        let spans = problem.sequences.spans();
+        let chunks: usize = spans.iter().map(|(_, len)| len.div_ceil(blueprint.chunk())).sum();
+        let states = chunks.saturating_mul(dims.heads * dims.key_dim * dims.value_dim);
+        check_allocation(client, "the states between chunks", states, 4)?;
+    }
+    let pairs = (problem.rows() * dims.heads).saturating_mul(blueprint.chunk());
+    check_allocation(client, "the intra-chunk matrix [B, T, H, chunk]", pairs, 4)?;
+    Ok(blueprint)
+}
+
+/// Checks that [`recurrent`](fn@crate::recurrent) can run a problem on a device.
+pub fn check_recurrent(client: &Client, problem: &Problem) -> Result<(), GlaError> {
+    check_problem(client, problem)?;
+    DeviceLimits::of(client).check_bindings()
+}
+
+/// Checks the problem, its types on this device, and the outputs of every form.
+fn check_problem(client: &Client, problem: &Problem) -> Result<(), GlaError> {
+    problem.validate()?;
+    let dims = problem.dims;
+    let mut types = vec![("q", problem.dtype)];
+    if dims.gate.is_some() {
+        types.push(("gate", problem.gate_dtype));
+    }
+    let half = ElemType::Float(FloatKind::F16);
+    let brain = ElemType::Float(FloatKind::BF16);
+    let known = [f32::elem_type_native(), half, brain];
+    // an adapter opened for SPIR-V lists bf16, but WGSL has none
+    let wgsl = client.name() == "wgpu<wgsl>";
+    for (name, dtype) in types {
+        let supported = known.contains(&dtype)
+            && !(wgsl && dtype == brain)
+            && client.properties().supports_type(dtype);
+        if !supported {
+            return Err(GlaError::UnsupportedDtype {
+                name,
+                dtype: dtype.to_string(),
+                device: client.properties().identity.name.clone(),
+            });
+        }
+    }
+    let output = problem.rows() * dims.heads * dims.value_dim;
+    check_allocation(client, "the output", output, problem.dtype.size())?;
+    check_allocation(client, "the state", problem.state_len(), 4)
+}
+
+/// Checks that kernels can address a buffer and that the device allocates one of its size.
+fn check_allocation(
+    client: &Client,
+    what: &'static str,
+    elements: usize,
+    size: usize,
+) -> Result<(), GlaError> {
+    check_addressable(what, elements)?;
+    let (requested, available) =
+        (elements as u64 * size as u64, client.properties().memory.max_page_size);
+    if requested > available {
+        return Err(GlaError::Allocation { what, requested, available });
+    }
+    Ok(())
+}
+
+/// Checks that gate and gate kind agree.
+pub(crate) fn check_gate(problem: &Problem, has_gate: bool) -> Result<(), GlaError> {
+    let kind = problem.dims.gate;
+    if has_gate != kind.is_some() {
+        let message = format!("gate kind is {kind:?}, but a gate tensor was given: {has_gate}");
+        return Err(GlaError::Argument { name: "gate", message });
+    }
+    Ok(())
+}
+
+/// Checks that a device buffer holds at least `expected` bytes.
+pub(crate) fn buffer(name: &'static str, handle: &Handle, expected: usize) -> Result<(), GlaError> {
+    let got = handle.size_in_used() as usize;
+    if got < expected {
+        return Err(GlaError::BufferSize { name, expected, got });
+    }
+    Ok(())
+}
+
+/// Checks the sizes of the inputs that every form has.
+pub(crate) fn check_inputs(
+    problem: &Problem,
+    [q, k, v]: [&Handle; 3],
+    gate: Option<&Handle>,
+) -> Result<(), GlaError> {
+    let (rows, dims, size) = (problem.rows(), problem.dims, problem.dtype.size());
+    buffer("q", q, rows * dims.heads * dims.key_dim * size)?;
+    buffer("k", k, rows * dims.kv_heads * dims.key_dim * size)?;
+    buffer("v", v, rows * dims.kv_heads * dims.value_dim * size)?;
+    match gate {
+        Some(gate) => buffer("gate", gate, problem.gate_len() * problem.gate_dtype.size()),
+        None => Ok(()),
+    }
+}
+
+/// CubeCL 0.11 declares shared memory wrongly in SPIR-V where the driver lacks
+/// `VK_KHR_workgroup_memory_explicit_layout`, and Mesa's software adapter, which does, crashes on it.
+fn crashes_on_shared_memory(runtime: &str, adapter: &str) -> bool {
+    runtime == "wgpu<spirv>" && adapter.to_lowercase().contains("llvmpipe")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::crashes_on_shared_memory;
+
+    #[test]
+    fn only_spirv_on_llvmpipe_is_refused() {
+        let llvmpipe = "llvmpipe (LLVM 15.0.6, 256 bits)";
+        assert!(crashes_on_shared_memory("wgpu<spirv>", llvmpipe));
+        assert!(!crashes_on_shared_memory("wgpu<wgsl>", llvmpipe));
+        assert!(!crashes_on_shared_memory("wgpu<spirv>", "NVIDIA H100 80GB HBM3"));
+    }
+}

@@ -1,0 +1,125 @@
+//! The order of the kernels.
+
+use cubecl::prelude::*;
+
+use super::launch::Walk;
+use crate::launch::Launcher;
+use crate::{BackwardArgs, ForwardArgs, GateKind, ScanBlueprint};
+
+/// 1. `prepare`. 2. The `o` walk.
+pub(crate) fn forward(launcher: &Launcher<ScanBlueprint>, args: &ForwardArgs) {
+    let dims = launcher.problem.dims;
+    let made = launcher.prepare(&args.q, &args.k);
+    launcher.walk(
+        &made,
+        Walk {
+            spec: launcher.value_walk(false, dims.kv_heads, args.initial_state.is_some()),
+            left: &made.qt,
+            update: &made.kt,
+            right: &args.v,
+            start: args.initial_state.as_ref(),
+            end: &args.final_state,
+            out: (&args.o, launcher.problem.dtype),
+            trace: None,
+            products: None,
+        },
+    );
+}
+
+/// 1. `prepare` again. 2. The `dv` walk, and `dh0`. 3. The `dk` walk, which leaves its states for
+/// 4., the `dq` walk. 5. `intra_grad`. 6. Reductions for head groups and the cheaper gates.
+pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) {
+    let problem = launcher.problem;
+    let dims = problem.dims;
+    let f32_type = f32::elem_type_native();
+    let group = dims.heads / dims.kv_heads;
+    let (q, k, v, d_o) = (&args.q, &args.k, &args.v, &args.d_o);
+    let made = launcher.prepare(q, k);
+    let unused = launcher.scratch(problem.state_len());
+
+    let dv_heads = (group > 1).then(|| launcher.scratch(launcher.row_heads() * dims.value_dim));
+    launcher.walk(
+        &made,
+        Walk {
+            spec: launcher.value_walk(true, dims.heads, args.d_final.is_some()),
+            left: &made.kt,
+            update: &made.qt,
+            right: d_o,
+            start: args.d_final.as_ref(),
+            end: &args.dh0,
+            out: match &dv_heads {
+                None => (&args.dv, problem.dtype),
+                Some(scratch) => (scratch, f32_type),
+            },
+            trace: None,
+            products: None,
+        },
+    );
+    if let Some(scratch) = &dv_heads {
+        launcher.reduce_heads(scratch, &args.dv, group, dims.value_dim, 1, problem.dtype);
+    }
+
+    let spec = launcher.key_walk(true, args.d_final.is_some());
+    let len = spec.parts * launcher.row_heads() * spec.padded;
+    let (dk_state, dq_state) = (launcher.scratch(len), launcher.scratch(len));
+    let gated = dims.gate.is_some();
+    let trace = gated.then(|| launcher.scratch_like(launcher.trace_len(&spec)));
+    let products = launcher.scratch(spec.parts * launcher.num_chunks * dims.heads * spec.padded);
+    launcher.walk(
+        &made,
+        Walk {
+            spec,
+            left: v,
+            update: d_o,
+            right: &made.qt,
+            start: args.d_final.as_ref(),
+            end: &unused,
+            out: (&dk_state, f32_type),
+            trace: trace.as_ref(),
+            products: None,
+        },
+    );
+    launcher.walk(
+        &made,
+        Walk {
+            spec: launcher.key_walk(false, args.initial_state.is_some()),
+            left: d_o,
+            update: v,
+            right: &made.kt,
+            start: args.initial_state.as_ref(),
+            end: &unused,
+            out: (&dq_state, f32_type),
+            trace: trace.as_ref(),
+            products: gated.then_some(&products),
+        },
+    );
+
+    let key_len = launcher.row_heads() * dims.key_dim;
+    let dk_heads = (group > 1).then(|| launcher.scratch(key_len));
+    let dg = match &args.dgate {
+        Some(_) if dims.gate != GateKind::Vector || group > 1 => Some(launcher.scratch(key_len)),
+        _ => None,
+    };
+    launcher.scan_intra_grad(
+        [q, k, v, d_o],
+        [&dq_state, &dk_state, &products],
+        spec.parts,
+        f32_type,
+        (&args.dq, problem.dtype),
+        match &dk_heads {
+            None => (&args.dk, problem.dtype),
+            Some(scratch) => (scratch, f32_type),
+        },
+        match (&dg, &args.dgate) {
+            (Some(scratch), _) => (scratch, f32_type),
+            (None, Some(dgate)) => (dgate, problem.gate_dtype),
+            (None, None) => (&unused, f32_type),
+        },
+    );
+    if let Some(scratch) = &dk_heads {
+        launcher.reduce_heads(scratch, &args.dk, group, dims.key_dim, 1, problem.dtype);
+    }
+    if let (Some(scratch), Some(dgate)) = (&dg, &args.dgate) {
+        launcher.gate_gradient(scratch, dgate);
+    }
+}

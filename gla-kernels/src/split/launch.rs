@@ -1,0 +1,200 @@
+//! Launches the stages of the split plan.
+
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+
+use super::StageSpec;
+use crate::SplitBlueprint;
+use crate::components::Role;
+use crate::launch::{Launcher, arg, cubes};
+
+impl Launcher<'_, SplitBlueprint> {
+    /// Elements of the states between chunks.
+    pub fn states_len(&self) -> usize {
+        let dims = self.problem.dims;
+        self.num_chunks * dims.heads * dims.key_dim * dims.value_dim
+    }
+
+    fn spec(&self, role: Role) -> StageSpec {
+        StageSpec { dims: self.problem.dims, blueprint: self.blueprint, role }
+    }
+
+    fn stage_dim(&self) -> CubeDim {
+        CubeDim::new_1d(self.blueprint.units() as u32)
+    }
+
+    /// Stage `state`, see [`super::state`].
+    pub fn state(
+        &self,
+        role: Role,
+        [x, y]: [&Handle; 2],
+        start: Option<&Handle>,
+        states: &Handle,
+        end: &Handle,
+    ) {
+        let dims = self.problem.dims;
+        let (bp, sequences) = (self.blueprint, self.problem.num_sequences());
+        let tiles = dims.value_dim.div_ceil(bp.cols) * dims.key_dim.div_ceil(bp.chunk);
+        let tasks = tiles * dims.heads * sequences;
+        if tasks == 0 {
+            return;
+        }
+        let rows = self.problem.rows();
+        let own_heads = if role == Role::Key { dims.kv_heads } else { dims.heads };
+        // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
+        unsafe {
+            super::state::gla_state_kernel::launch_unchecked(
+                self.client,
+                cubes(tasks, &self.limits),
+                self.stage_dim(),
+                // without rows there is nothing to read; an empty buffer could not be bound
+                if rows == 0 { self.table() } else { arg(x, rows * own_heads * dims.key_dim) },
+                if rows == 0 { self.table() } else { arg(y, rows * own_heads * dims.value_dim) },
+                if rows == 0 { self.table() } else { self.gate() },
+                start.map_or_else(|| self.table(), |start| arg(start, self.problem.state_len())),
+                arg(states, self.states_len().max(1)),
+                arg(end, self.problem.state_len()),
+                self.table(),
+                sequences,
+                tasks,
+                self.problem.scale,
+                self.spec(role),
+                start.is_some(),
+                self.types(),
+            );
+        }
+    }
+
+    /// Stage `scores`, see [`super::scores`]: `A` with the decay, or `dA` without.
+    pub fn scores(&self, q: &Handle, k: &Handle, width: usize, gated: bool, a: &Handle) {
+        let tasks = self.num_chunks * self.problem.dims.heads;
+        if tasks == 0 {
+            return;
+        }
+        // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
+        unsafe {
+            super::scores::gla_scores_kernel::launch_unchecked(
+                self.client,
+                cubes(tasks, &self.limits),
+                CubeDim::new_1d((self.blueprint.blocks() * self.blueprint.chunk) as u32),
+                arg(q, self.row_heads() * width),
+                arg(k, self.problem.rows() * self.problem.dims.kv_heads * width),
+                self.gate(),
+                arg(a, self.row_heads() * self.blueprint.chunk),
+                self.table(),
+                self.problem.num_sequences(),
+                tasks,
+                self.problem.scale,
+                self.spec(Role::Query),
+                width,
+                gated,
+                self.types(),
+            );
+        }
+    }
+
+    /// Stage `output`, see [`super::output`].
+    pub fn output(
+        &self,
+        role: Role,
+        [x, y]: [&Handle; 2],
+        [states, a]: [&Handle; 2],
+        out: (&Handle, ElemType),
+    ) {
+        let dims = self.problem.dims;
+        let tasks = self.num_chunks * dims.heads * dims.value_dim.div_ceil(self.blueprint.cols);
+        if tasks == 0 {
+            return;
+        }
+        // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
+        unsafe {
+            super::output::gla_output_kernel::launch_unchecked(
+                self.client,
+                cubes(tasks, &self.limits),
+                self.stage_dim(),
+                arg(x, self.row_heads() * dims.key_dim),
+                arg(y, self.row_heads() * dims.value_dim),
+                self.gate(),
+                arg(states, self.states_len()),
+                arg(a, self.row_heads() * self.blueprint.chunk),
+                arg(out.0, self.row_heads() * dims.value_dim),
+                self.table(),
+                self.problem.num_sequences(),
+                tasks,
+                self.problem.scale,
+                self.spec(role),
+                [self.problem.dtype, self.problem.gate_dtype, out.1],
+            );
+        }
+    }
+
+    /// Stage `project`, see [`super::project`].
+    pub fn project(
+        &self,
+        role: Role,
+        y: &Handle,
+        [states, others]: [&Handle; 2],
+        [dx, dg]: [&Handle; 2],
+    ) {
+        let dims = self.problem.dims;
+        let tasks = self.num_chunks * dims.heads * dims.key_dim.div_ceil(self.blueprint.cols);
+        if tasks == 0 {
+            return;
+        }
+        // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
+        unsafe {
+            super::project::gla_project_kernel::launch_unchecked(
+                self.client,
+                cubes(tasks, &self.limits),
+                self.stage_dim(),
+                arg(y, self.row_heads() * dims.value_dim),
+                self.gate(),
+                arg(states, self.states_len()),
+                arg(others, self.states_len()),
+                arg(dx, self.row_heads() * dims.key_dim),
+                arg(dg, self.row_heads() * dims.key_dim),
+                self.table(),
+                self.problem.num_sequences(),
+                tasks,
+                self.problem.scale,
+                self.spec(role),
+                self.types(),
+            );
+        }
+    }
+
+    /// Stage `intra_grad`, see [`super::intra_grad`].
+    pub fn intra_grad(
+        &self,
+        role: Role,
+        [q, k]: [&Handle; 2],
+        da: &Handle,
+        [dx, dg]: [&Handle; 2],
+    ) {
+        let dims = self.problem.dims;
+        let tasks = self.num_chunks * dims.heads * dims.key_dim.div_ceil(self.blueprint.cols);
+        if tasks == 0 {
+            return;
+        }
+        // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
+        unsafe {
+            super::intra_grad::gla_intra_grad_kernel::launch_unchecked(
+                self.client,
+                cubes(tasks, &self.limits),
+                self.stage_dim(),
+                arg(q, self.row_heads() * dims.key_dim),
+                arg(k, self.problem.rows() * dims.kv_heads * dims.key_dim),
+                self.gate(),
+                arg(da, self.row_heads() * self.blueprint.chunk),
+                arg(dx, self.row_heads() * dims.key_dim),
+                arg(dg, self.row_heads() * dims.key_dim),
+                self.table(),
+                self.problem.num_sequences(),
+                tasks,
+                self.spec(role),
+                self.types(),
+            );
+        }
+    }
+}
