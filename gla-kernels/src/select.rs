@@ -89,7 +89,14 @@ mod tests {
     }
 
     fn limits(shared_memory: usize, units: usize) -> DeviceLimits {
-        DeviceLimits { shared_memory, units, bindings: 8, cubes: (65535, 65535), mma: vec![] }
+        DeviceLimits {
+            shared_memory,
+            units,
+            bindings: 8,
+            cubes: (65535, 65535),
+            processors: 132,
+            mma: vec![],
+        }
     }
 
     #[test]
@@ -149,6 +156,11 @@ mod tests {
         assert_eq!(
             forced(&Problem { dtype: half, ..problem(100, 512, 64) }, &cuda),
             "plan: the scan plan takes at most 256 key channels, got 512"
+        );
+        let fixed = Dims { gate: GateKind::Fixed, ..brain.dims };
+        assert_eq!(
+            forced(&Problem { dims: fixed, ..brain.clone() }, &cuda),
+            "plan: the scan plan takes no fixed gate"
         );
         assert_eq!(
             forced(&brain, &limits(48 << 10, 1024)),

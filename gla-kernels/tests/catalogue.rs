@@ -9,8 +9,8 @@
 mod common;
 
 use common::{Prepared, devices};
-use gla_kernels::Strategy;
 use gla_kernels::eval::{Case, CaseGate, RefDType, large, one_shape, small};
+use gla_kernels::{Blueprint, Instruction, Plan, SplitBlueprint, Strategy, check_chunked};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Set {
@@ -42,7 +42,7 @@ fn run(set: Set, gate: CaseGate, dtype: RefDType) {
         let filter = std::env::var("GLA_CASE").unwrap_or_default();
         cases.retain(|case| case.gate == gate && case.id.contains(&filter));
         assert!(!cases.is_empty() || !filter.is_empty(), "no case is left to check");
-        check(device.name, &device.client, &cases, dtype, Strategy::Inferred);
+        check(device.name, &device.client, &cases, dtype, RefDType::F32, Strategy::Inferred);
     }
 }
 
@@ -51,12 +51,14 @@ fn check(
     client: &cubecl::client::Client,
     cases: &[Case],
     dtype: RefDType,
+    gate_dtype: RefDType,
     strategy: Strategy,
 ) {
     let mut errors = Vec::new();
     for case in cases {
         let start = std::time::Instant::now();
-        errors.extend(Prepared::new(case, dtype).check_all(client, strategy));
+        let prepared = Prepared::with_gate(case, dtype, gate_dtype);
+        errors.extend(prepared.check_all(client, strategy));
         println!("{name} {} {dtype:?} {strategy:?} {:.2?}", case.id, start.elapsed());
     }
     println!("{name}: {} cases in {dtype:?}, {} errors", cases.len(), errors.len());
@@ -90,15 +92,68 @@ catalogue! {
     large_vector_brain: Large, Vector, BF16;
 }
 
+fn cases(ids: &[&str]) -> Vec<Case> {
+    ids.iter().map(|id| Case::parse(id).expect("an id")).collect()
+}
+
 /// All chunk lengths and tile widths are the same function.
 #[test]
 fn blueprints_agree() {
     for device in devices() {
-        let case = Case::parse("vector-mixed-t70-k20-v33-h2-init-final").expect("an id");
-        let chunks: &[usize] = if device.is_software() { &[16] } else { &[16, 32, 64] };
-        for &chunk in chunks {
-            let cases = std::slice::from_ref(&case);
-            check(device.name, &device.client, cases, RefDType::F32, Strategy::Chunk(chunk));
+        let case = cases(&["vector-mixed-t70-k20-v33-h2-init-final"]);
+        let f32 = RefDType::F32;
+        let widths: &[usize] = if device.is_software() { &[16] } else { &[16, 32, 64] };
+        for &chunk in widths {
+            check(device.name, &device.client, &case, f32, f32, Strategy::Chunk(chunk));
+        }
+        for &cols in widths {
+            let instruction = Instruction::Registers;
+            let blueprint = SplitBlueprint { chunk: 32, cols, instruction };
+            let strategy = Strategy::Forced(Blueprint::Split(blueprint));
+            check(device.name, &device.client, &case, f32, f32, strategy);
+        }
+    }
+}
+
+/// The plan that is not chosen by itself is right too.
+#[test]
+fn plans_agree() {
+    for device in devices() {
+        for dtype in [RefDType::F16, RefDType::BF16] {
+            let few = cases(&[
+                "none-b2-t65-k33-v20-h4-kv2-init-final",
+                "vector-ls1-cu0.5.5.64.130-k33-v20-h4-kv2-init",
+                "vector-mixed-b2-t65-k33-v20-h4-kv2-init-final",
+            ]);
+            let problem = Prepared::new(&few[0], dtype).problem;
+            let scan = check_chunked(&device.client, &problem, Strategy::Plan(Plan::Scan));
+            match scan {
+                Err(why) => println!("{} has the split plan only: {why}", device.name),
+                Ok(_) => {
+                    let inferred = check_chunked(&device.client, &problem, Strategy::Inferred);
+                    assert_eq!(inferred.expect("it fits").plan(), Plan::Scan);
+                    for plan in [Plan::Scan, Plan::Split] {
+                        let strategy = Strategy::Plan(plan);
+                        let f32 = RefDType::F32;
+                        check(device.name, &device.client, &few, dtype, f32, strategy);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The gate, and its gradient, in the type of the other inputs.
+#[test]
+fn half_gates() {
+    for device in devices() {
+        for dtype in [RefDType::F16, RefDType::BF16] {
+            if !device.supports(dtype) {
+                println!("{} has no {dtype:?}", device.name);
+                continue;
+            }
+            let few = cases(&["vector-ls1-b2-t65-k33-v20-h4-kv2-init-final"]);
+            check(device.name, &device.client, &few, dtype, dtype, Strategy::Inferred);
         }
     }
 }

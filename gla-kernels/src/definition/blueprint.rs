@@ -4,7 +4,7 @@ use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
-use crate::{GlaError, Problem};
+use crate::{GateKind, GlaError, Problem, scan};
 
 /// Rows of a sub-chunk: the unit of secondary chunking. Decay is factored between sub-chunks and
 /// walked step by step inside one.
@@ -107,6 +107,18 @@ impl ScanBlueprint {
             let message = format!("the scan plan takes at most {most} key channels, got {got}");
             return Err(GlaError::Argument { name: "plan", message });
         }
+        if problem.dims.gate == GateKind::Fixed {
+            // one number a head is what is left of the gradient of all its rows and channels: the
+            // rounding of half-precision operands shows
+            let message = "the scan plan takes no fixed gate".to_string();
+            return Err(GlaError::Argument { name: "plan", message });
+        }
+        for (kernel, requested) in scan::shared_memory(problem.dims, limits.processors) {
+            let available = limits.shared_memory;
+            if requested > available {
+                return Err(GlaError::SharedMemory { kernel, requested, available });
+            }
+        }
         if self.segment == 0 {
             return Err(GlaError::EmptyDimension { name: "segment" });
         }
@@ -139,6 +151,8 @@ pub struct DeviceLimits {
     pub bindings: usize,
     /// Cubes along the first two axes of a launch.
     pub cubes: (u32, u32),
+    /// Multiprocessors; a guess if the device does not tell.
+    pub processors: usize,
     /// Types that `mma.m16n8k16` multiplies into f32, with matrix loads from shared memory.
     pub mma: Vec<ElemType>,
 }
@@ -160,6 +174,7 @@ impl DeviceLimits {
             units: hardware.max_units_per_cube as usize,
             bindings: hardware.max_bindings as usize,
             cubes: (hardware.max_cube_count.0, hardware.max_cube_count.1),
+            processors: hardware.num_streaming_multiprocessors.unwrap_or(64) as usize,
             mma: mma_types(client),
         }
     }

@@ -1,7 +1,7 @@
 //! Kernel `intra_grad`: the gradients of `q`, `k` and the gate for one chunk of one head.
 //!
 //! First `dA = scale do v^T` below and on the diagonal, made symmetric: `M`. Then, with the levels of
-//! [`super`] and `L` the queries or keys of a level with their decay from or to its boundary,
+//! [`super::levels`] and `L` the queries or keys of a level with their decay from or to its boundary,
 //!
 //! ```text
 //! G_level = (M where the highest differing bit of row and column is the level) L_level
@@ -15,25 +15,24 @@
 
 use cubecl::prelude::*;
 
-use super::prepare::{accumulator_position, below_diagonal};
-use super::{
-    CHUNK, CHUNK_UNITS, ChunkSpec, Column, GROUP, SLICE, STRIDE, TILE, write_group, write_level,
+use super::levels::{
+    Grads, accumulator_position, decay_of_groups, half_of, load_columns, read_inner, read_outer,
+    sum_of_half, write_inner, write_outer,
 };
+use super::{CHUNK, CHUNK_UNITS, ChunkSpec, GROUP, GROUPS, LEVELS, SLICE, STRIDE, TILE};
 use crate::components::{
-    ChunkRows, Pair, Quad, chunk_rows, decay_or_one, load_quad, multiply, read_or_zero,
-    right_of_plain, right_of_transposed, row_offset, zero_tiles,
+    ChunkRows, Pair, Quad, chunk_rows, load_quad, multiply, read_or_zero, right_of_plain,
+    right_of_transposed, row_offset, zero_tiles,
 };
 
-/// Levels of a chunk.
-const LEVELS: usize = 6;
-
-/// Sums that cross the groups of a chunk: level 5, and the queries' and keys' shares of the state.
-const CROSSING: usize = 3;
+/// Sums that cross the groups of a chunk: levels 4 and 5, the queries' and the keys' shares of the
+/// state.
+pub(crate) const CROSSING: usize = 4;
 
 /// * `q`: `[rows, H, K]`, `k`: `[rows, Hk, K]`, `v`: `[rows, Hk, V]`, `d_o`: `[rows, H, V]`
 /// * `dq_state`, `dk_state`: `[parts, rows, H, padded]`, without the decay to the chunk's edges
-/// * `products`: `[parts, chunks, H, padded]`
-/// * `dq`, `dk`: out, `[rows, H, K]`; `dg`: out, `[rows, H, K]` if `spec.dims.gate` is one
+/// * `products`: `[shares, chunks, H, padded]`
+/// * `dq`, `dk`: out, `[rows, H, K]`; `dg`: out, `[rows, H, K]` if there is a gate
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn gla_scan_intra_grad_kernel<
@@ -43,11 +42,12 @@ pub(crate) fn gla_scan_intra_grad_kernel<
     Q: Float,
     P: Float,
     R: Float,
+    N: Size,
 >(
     q: &[E],
     k: &[E],
-    v: &[E],
-    d_o: &[E],
+    v: &[Vector<E, N>],
+    d_o: &[Vector<E, N>],
     gate: &[G],
     dq_state: &[S],
     dk_state: &[S],
@@ -63,6 +63,7 @@ pub(crate) fn gla_scan_intra_grad_kernel<
     scale: f32,
     #[comptime] spec: ChunkSpec,
     #[comptime] parts: usize,
+    #[comptime] shares: usize,
     #[define(E, G, S, Q, P, R)] _dtypes: [ElemType; 6],
 ) {
     let dims = comptime!(spec.dims);
@@ -82,94 +83,59 @@ pub(crate) fn gla_scan_intra_grad_kernel<
 
     let mut tiles = Shared::<[E]>::new_aligned_slice(comptime!(LEVELS * TILE), 16usize);
     let mut symmetric = Shared::<[E]>::new_aligned_slice(TILE, 16usize);
-    let mut totals = Shared::<[f32]>::new_slice(comptime!(SLICE * (CHUNK / GROUP)));
-    let mut sums = Shared::<[f32]>::new_slice(comptime!(CROSSING * SLICE * (CHUNK / GROUP)));
+    let mut totals = Shared::<[f32]>::new_slice(comptime!(SLICE * GROUPS));
+    let mut sums = Shared::<[f32]>::new_slice(comptime!(CROSSING * SLICE * GROUPS));
 
-    score_gradients::<E>(v, d_o, &mut tiles, &mut symmetric, &rows, head, scale, spec);
+    score_gradients::<E, N>(v, d_o, &mut tiles, &mut symmetric, &rows, head, scale, spec);
 
-    // the planes' share of the levels: rows of one group, half the channels of a slice
+    // a plane's share of the levels: 16 rows, 16 channels of a slice
     let own = plane % 4;
-    let half0 = (plane / 4) * 32;
+    let col = (plane / 4) * 16;
     let diagonal = load_quad::<E>(&symmetric, own * 16, own * 16, STRIDE, false);
-    let pair_group = own ^ 1;
-    let far = own ^ 2;
 
     for slice in 0..comptime!(padded.div_ceil(SLICE)) {
         let i = slice * SLICE + channel;
-        let mut qs = Array::<f32>::new(GROUP);
-        let mut ks = Array::<f32>::new(GROUP);
-        let mut ds = Array::<f32>::new(GROUP);
+        let one = f32::new(1.0);
+        let x = load_columns::<E, G>(q, k, gate, &rows, head, i, one, dims);
+        let mut total = one;
         #[unroll]
         for r in 0..GROUP {
-            let row = group * GROUP + r;
-            let valid = row < rows.len && i < dims.key_dim;
-            let at = rows.start + row;
-            let q_at = row_offset(at, head, dims, dims.heads, dims.key_dim) + i;
-            let k_at = row_offset(at, head, dims, dims.kv_heads, dims.key_dim) + i;
-            qs[r] = read_or_zero::<E>(q, q_at, valid);
-            ks[r] = read_or_zero::<E>(k, k_at, valid);
-            ds[r] = decay_or_one::<G>(gate, at, head, i, valid, dims);
-        }
-        let mut total = f32::new(1.0);
-        #[unroll]
-        for r in 0..GROUP {
-            total *= ds[r];
+            total *= x.decay[r];
         }
         totals[group * SLICE + channel] = total;
         let at = group * comptime!(GROUP * STRIDE) + channel;
-        write_level::<E>(&qs, &ks, &ds, &mut tiles, at, 0usize);
-        write_level::<E>(&qs, &ks, &ds, &mut tiles, at + TILE, 1usize);
-        write_level::<E>(&qs, &ks, &ds, &mut tiles, at + 2 * TILE, 2usize);
-        write_level::<E>(&qs, &ks, &ds, &mut tiles, at + 3 * TILE, 3usize);
+        write_inner::<E>(&x, &mut tiles, at, 0usize);
+        write_inner::<E>(&x, &mut tiles, at + TILE, 1usize);
+        write_inner::<E>(&x, &mut tiles, at + 2 * TILE, 2usize);
+        sync_cube();
+        write_outer::<E>(&x, &totals, &mut tiles, at + 3 * TILE, 3usize);
+        write_outer::<E>(&x, &totals, &mut tiles, at + 4 * TILE, 4usize);
+        write_outer::<E>(&x, &totals, &mut tiles, at + 5 * TILE, 5usize);
         sync_cube();
 
-        let one = f32::new(1.0);
-        let (t0, t1) = (totals[channel], totals[SLICE + channel]);
-        let (t2, t3) = (totals[2 * SLICE + channel], totals[3 * SLICE + channel]);
-        let between = select(group == 0, t1, select(group == 3, t2, one));
-        let before =
-            select(group > 0, t0, one) * select(group > 1, t1, one) * select(group > 2, t2, one);
-        let after =
-            select(group < 1, t1, one) * select(group < 2, t2, one) * select(group < 3, t3, one);
-        write_group::<E>(&qs, &ks, &ds, group % 2 == 1, one, &mut tiles, at + 4 * TILE);
-        write_group::<E>(&qs, &ks, &ds, group >= 2, between, &mut tiles, at + 5 * TILE);
-        sync_cube();
-
-        // 6 levels, 4 blocks of 8 channels
-        let mut acc = zero_tiles(comptime!(4 * LEVELS));
+        let mut acc = zero_tiles(comptime!(2 * LEVELS));
         #[unroll]
-        for j in 0..2usize {
-            let col = half0 + j * 16;
-            #[unroll]
-            for level in 0..4usize {
-                let left = of_level::<E>(&diagonal, level);
-                send::<E>(
-                    &left,
-                    &tiles[level * TILE..(level + 1) * TILE],
-                    own,
-                    col,
-                    &mut acc,
-                    4 * level + 2 * j,
-                );
-            }
-            let left = load_quad::<E>(&symmetric, own * 16, pair_group * 16, STRIDE, false);
-            send::<E>(&left, &tiles[4 * TILE..5 * TILE], pair_group, col, &mut acc, 16 + 2 * j);
-            let left = load_quad::<E>(&symmetric, own * 16, far * 16, STRIDE, false);
-            send::<E>(&left, &tiles[5 * TILE..6 * TILE], far, col, &mut acc, 20 + 2 * j);
-            let left = load_quad::<E>(&symmetric, own * 16, (far ^ 1) * 16, STRIDE, false);
-            send::<E>(&left, &tiles[5 * TILE..6 * TILE], far ^ 1, col, &mut acc, 20 + 2 * j);
+        for level in 0..4usize {
+            let left = of_level::<E>(&diagonal, level);
+            send::<E>(&left, &tiles, level, own, col, &mut acc);
         }
+        let left = load_quad::<E>(&symmetric, own * 16, (own ^ 1) * 16, STRIDE, false);
+        send::<E>(&left, &tiles, 4usize, own ^ 1, col, &mut acc);
+        let left = load_quad::<E>(&symmetric, own * 16, (own ^ 2) * 16, STRIDE, false);
+        send::<E>(&left, &tiles, 5usize, own ^ 2, col, &mut acc);
+        let left = load_quad::<E>(&symmetric, own * 16, (own ^ 3) * 16, STRIDE, false);
+        send::<E>(&left, &tiles, 5usize, own ^ 3, col, &mut acc);
         sync_cube();
         // what the levels send takes the place of what they were made of
         #[unroll]
         for level in 0..LEVELS {
             #[unroll]
-            for n in 0..4usize {
+            for n in 0..2usize {
                 #[unroll]
                 for half in 0..2usize {
                     let (r, c) = accumulator_position(n, half);
-                    let to = level * TILE + (own * 16 + r) * STRIDE + half0 + c;
-                    let pair = acc[2 * (4 * level + n) + half];
+                    let to = level * TILE + (own * 16 + r) * STRIDE + col + c;
+                    let pair = acc[2 * (2 * level + n) + half];
                     tiles[to] = E::cast_from(pair.extract(0usize));
                     tiles[to + 1] = E::cast_from(pair.extract(1usize));
                 }
@@ -177,142 +143,124 @@ pub(crate) fn gla_scan_intra_grad_kernel<
         }
         sync_cube();
 
-        let mut gq = Array::<f32>::new(GROUP);
-        let mut gk = Array::<f32>::new(GROUP);
-        let mut gg = Array::<f32>::new(GROUP);
+        let mut grads =
+            Grads { q: Array::new(GROUP), k: Array::new(GROUP), gate: Array::new(GROUP) };
         #[unroll]
         for r in 0..GROUP {
             // the diagonal: a row with itself, without decay
             let row = group * GROUP + r;
             let own = f32::cast_from(symmetric[row * STRIDE + row]);
-            gq[r] = own * ks[r];
-            gk[r] = own * qs[r];
-            gg[r] = f32::new(0.0);
+            grads.q[r] = own * x.k[r];
+            grads.k[r] = own * x.q[r];
+            grads.gate[r] = f32::new(0.0);
         }
-        read_level::<E>(&qs, &ks, &ds, &tiles, at, &mut gq, &mut gk, &mut gg, 0usize);
-        read_level::<E>(&qs, &ks, &ds, &tiles, at + TILE, &mut gq, &mut gk, &mut gg, 1usize);
-        read_level::<E>(&qs, &ks, &ds, &tiles, at + 2 * TILE, &mut gq, &mut gk, &mut gg, 2usize);
-        read_level::<E>(&qs, &ks, &ds, &tiles, at + 3 * TILE, &mut gq, &mut gk, &mut gg, 3usize);
-        read_group::<E>(
-            &qs,
-            &ks,
-            &ds,
-            group % 2 == 1,
-            one,
-            &tiles,
-            at + 4 * TILE,
-            &mut gq,
-            &mut gk,
-            &mut gg,
-        );
-        let sum5 = read_group::<E>(
-            &qs,
-            &ks,
-            &ds,
-            group >= 2,
-            between,
-            &tiles,
-            at + 5 * TILE,
-            &mut gq,
-            &mut gk,
-            &mut gg,
-        );
+        read_inner::<E>(&x, &tiles, at, &mut grads, 0usize);
+        read_inner::<E>(&x, &tiles, at + TILE, &mut grads, 1usize);
+        read_inner::<E>(&x, &tiles, at + 2 * TILE, &mut grads, 2usize);
+        let cross = comptime!(SLICE * GROUPS);
+        let own_sum = group * SLICE + channel;
+        read_outer::<E>(&x, &totals, &tiles, at + 3 * TILE, &mut grads, 3usize);
+        sums[own_sum] = read_outer::<E>(&x, &totals, &tiles, at + 4 * TILE, &mut grads, 4usize);
+        sums[cross + own_sum] =
+            read_outer::<E>(&x, &totals, &tiles, at + 5 * TILE, &mut grads, 5usize);
 
         // through the state: the whole chunk is the half
-        let mut from_q = Array::<f32>::new(GROUP);
-        let mut from_k = Array::<f32>::new(GROUP);
-        let column = head * padded + i;
+        let before = decay_of_groups(&totals, channel, 0usize, group);
+        let after = decay_of_groups(&totals, channel, group + 1, GROUPS);
+        let row0 = rows.start + group * GROUP;
+        let mut shares_q = Array::<f32>::new(GROUP);
+        let mut shares_k = Array::<f32>::new(GROUP);
         #[unroll]
         for r in 0..GROUP {
-            let row = group * GROUP + r;
-            let valid = row < rows.len && i < dims.key_dim;
+            let valid = group * GROUP + r < rows.len && i < dims.key_dim;
             let mut sum_q = f32::new(0.0);
             let mut sum_k = f32::new(0.0);
             #[unroll]
             for part in 0..parts {
-                let from =
-                    (part * num_rows + rows.start + row) * comptime!(dims.heads * padded) + column;
+                let from = ((part * num_rows + row0 + r) * dims.heads + head) * padded + i;
                 sum_q += read_or_zero::<S>(dq_state, from, valid);
                 sum_k += read_or_zero::<S>(dk_state, from, valid);
             }
-            from_q[r] = sum_q * scale;
-            from_k[r] = sum_k;
+            shares_q[r] = sum_q * scale;
+            shares_k[r] = sum_k;
         }
         let mut w = before;
         #[unroll]
         for r in 0..GROUP {
-            w *= ds[r];
-            from_q[r] *= w;
-            gq[r] += from_q[r];
-            from_q[r] *= qs[r];
+            w *= x.decay[r];
+            let share = shares_q[r] * w;
+            grads.q[r] += share;
+            shares_q[r] = share * x.q[r];
         }
         let mut w = after;
         #[unroll]
         for step in 0..GROUP {
             let r = GROUP - 1 - step;
-            from_k[r] *= w;
-            w *= ds[r];
-            gk[r] += from_k[r];
-            from_k[r] *= ks[r];
+            let share = shares_k[r] * w;
+            w *= x.decay[r];
+            grads.k[r] += share;
+            shares_k[r] = share * x.k[r];
         }
         let mut sum_q = f32::new(0.0);
         let mut sum_k = f32::new(0.0);
         #[unroll]
         for step in 0..GROUP {
             let r = GROUP - 1 - step;
-            sum_q += from_q[r];
-            gg[r] += sum_q;
-            gg[step] += sum_k;
-            sum_k += from_k[step];
+            sum_q += shares_q[r];
+            grads.gate[r] += sum_q;
+            grads.gate[step] += sum_k;
+            sum_k += shares_k[step];
         }
-        let cross = comptime!(SLICE * (CHUNK / GROUP));
-        sums[group * SLICE + channel] = sum5;
-        sums[cross + group * SLICE + channel] = sum_q;
-        sums[2 * cross + group * SLICE + channel] = sum_k;
+        sums[2 * cross + own_sum] = sum_q;
+        sums[3 * cross + own_sum] = sum_k;
         sync_cube();
 
+        let mut beyond = f32::new(0.0);
         if comptime!(dims.gate.is_some()) {
-            let mut beyond = select(group == 2, sums[3 * SLICE + channel], f32::new(0.0));
-            beyond += select(group == 1, sums[channel], f32::new(0.0));
-            #[unroll]
-            for other in 0..4usize {
-                let of_q = sums[cross + other * SLICE + channel];
-                let of_k = sums[2 * cross + other * SLICE + channel];
-                beyond += select(other > group, of_q, select(other < group, of_k, f32::new(0.0)));
-            }
+            let half = half_of(group, 4usize);
+            beyond +=
+                sum_of_half(&sums[0..cross], channel, group, half.is_query, half.first, half.end);
+            let half = half_of(group, 5usize);
+            beyond += sum_of_half(
+                &sums[cross..2 * cross],
+                channel,
+                group,
+                half.is_query,
+                half.first,
+                half.end,
+            );
+            beyond +=
+                sum_of_half(&sums[2 * cross..3 * cross], channel, group, true, 0usize, GROUPS);
+            beyond +=
+                sum_of_half(&sums[3 * cross..4 * cross], channel, group, false, 0usize, GROUPS);
             let mut product = f32::new(0.0);
             #[unroll]
-            for part in 0..parts {
-                let from = ((part * num_chunks + chunk) * dims.heads + head) * padded + i;
+            for share in 0..shares {
+                let from = ((share * num_chunks + chunk) * dims.heads + head) * padded + i;
                 product += read_or_zero::<f32>(products, from, i < padded);
             }
-            beyond += product * (t0 * t1) * (t2 * t3);
-            #[unroll]
-            for r in 0..GROUP {
-                gg[r] += beyond;
-            }
+            beyond += product * before * total * after;
         }
         #[unroll]
         for r in 0..GROUP {
-            let row = group * GROUP + r;
-            if row < rows.len && i < dims.key_dim {
-                let to = ((rows.start + row) * dims.heads + head) * dims.key_dim + i;
-                dq[to] = Q::cast_from(gq[r]);
-                dk[to] = P::cast_from(gk[r]);
+            if group * GROUP + r < rows.len && i < dims.key_dim {
+                let to = ((row0 + r) * dims.heads + head) * dims.key_dim + i;
+                dq[to] = Q::cast_from(grads.q[r]);
+                dk[to] = P::cast_from(grads.k[r]);
                 if comptime!(dims.gate.is_some()) {
-                    dg[to] = R::cast_from(gg[r]);
+                    dg[to] = R::cast_from(grads.gate[r] + beyond);
                 }
             }
         }
     }
 }
 
-/// `scale do v^T`, below and on the diagonal, and its mirror image above.
+/// `scale do v^T`, below and on the diagonal, and its mirror image above. Ten planes have a tile.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-fn score_gradients<E: Float>(
-    v: &[E],
-    d_o: &[E],
+fn score_gradients<E: Float, N: Size>(
+    v: &[Vector<E, N>],
+    d_o: &[Vector<E, N>],
     tiles: &mut [E],
     symmetric: &mut [E],
     rows: &ChunkRows,
@@ -321,56 +269,57 @@ fn score_gradients<E: Float>(
     #[comptime] spec: ChunkSpec,
 ) {
     let dims = comptime!(spec.dims);
+    let size = N::value();
+    let across = comptime!(SLICE / size);
+    let wide = comptime!(dims.value_dim / size);
     let plane = UNIT_POS as usize / 32;
-    let mut acc = zero_tiles(4usize);
-    let (_, below, left_of) = below_diagonal(plane);
-    let t = select(plane < 4, plane, below);
-    let s = select(plane < 4, plane, left_of);
+    let t =
+        select(plane >= 6, 3usize, select(plane >= 3, 2usize, select(plane >= 1, 1usize, 0usize)));
+    let s = plane - t * (t + 1) / 2;
+    let mut acc = zero_tiles(2usize);
     for slice in 0..comptime!(dims.value_dim.div_ceil(SLICE)) {
-        for at in range_stepped(UNIT_POS as usize, comptime!(CHUNK * SLICE), CHUNK_UNITS) {
-            let (row, c) = (at / SLICE, at % SLICE);
-            let j = slice * SLICE + c;
-            let valid = row < rows.len && j < dims.value_dim;
+        let out = tiles.as_vectorized_mut().with_vector_size_mut::<N>();
+        let stride = comptime!(STRIDE / size);
+        for at in range_stepped(UNIT_POS as usize, comptime!(CHUNK * across), CHUNK_UNITS) {
+            let (row, c) = (at / across, at % across);
+            let j = slice * across + c;
+            let valid = row < rows.len && j < wide;
             let from = rows.start + row;
-            let do_at = row_offset(from, head, dims, dims.heads, dims.value_dim) + j;
-            let v_at = row_offset(from, head, dims, dims.kv_heads, dims.value_dim) + j;
-            let zero = E::from_int(0);
-            tiles[row * STRIDE + c] = select(valid, d_o[select(valid, do_at, 0usize)], zero);
-            tiles[TILE + row * STRIDE + c] = select(valid, v[select(valid, v_at, 0usize)], zero);
+            let do_at = row_offset(from, head, dims, dims.heads, wide) + j;
+            let v_at = row_offset(from, head, dims, dims.kv_heads, wide) + j;
+            let zero = Vector::new(E::from_int(0));
+            out[row * stride + c] = select(valid, d_o[select(valid, do_at, 0usize)], zero);
+            out[(CHUNK + row) * stride + c] = select(valid, v[select(valid, v_at, 0usize)], zero);
         }
         sync_cube();
-        #[unroll]
-        for j in 0..comptime!(SLICE / 16) {
-            let left = load_quad::<E>(&tiles[0..TILE], t * 16, j * 16, STRIDE, false);
-            let quad = load_quad::<E>(&tiles[TILE..2 * TILE], s * 16, j * 16, STRIDE, false);
-            let r0 = right_of_plain::<E>(&quad, 0usize);
-            let r1 = right_of_plain::<E>(&quad, 1usize);
-            multiply::<E>(&left, &r0, &mut acc, 0usize);
-            multiply::<E>(&left, &r1, &mut acc, 1usize);
-            if plane >= 6 {
-                let quad =
-                    load_quad::<E>(&tiles[TILE..2 * TILE], (s + 1) * 16, j * 16, STRIDE, false);
+        if plane < 10 {
+            #[unroll]
+            for j in 0..comptime!(SLICE / 16) {
+                let staged = &tiles[0..2 * TILE];
+                let left = load_quad::<E>(staged, t * 16, j * 16, STRIDE, false);
+                let quad = load_quad::<E>(staged, CHUNK + s * 16, j * 16, STRIDE, false);
                 let r0 = right_of_plain::<E>(&quad, 0usize);
                 let r1 = right_of_plain::<E>(&quad, 1usize);
-                multiply::<E>(&left, &r0, &mut acc, 2usize);
-                multiply::<E>(&left, &r1, &mut acc, 3usize);
+                multiply::<E>(&left, &r0, &mut acc, 0usize);
+                multiply::<E>(&left, &r1, &mut acc, 1usize);
             }
         }
         sync_cube();
     }
-    #[unroll]
-    for n in 0..4usize {
+    if plane < 10 {
         #[unroll]
-        for half in 0..2usize {
-            let (r, c) = accumulator_position(n % 2, half);
+        for n in 0..2usize {
             #[unroll]
-            for e in 0..2usize {
-                let row = t * 16 + r;
-                let col = (s + n / 2) * 16 + c + e;
-                if row >= col && (n < 2 || plane >= 6) {
-                    let value = E::cast_from(acc[2 * n + half].extract(e) * scale);
-                    symmetric[row * STRIDE + col] = value;
-                    symmetric[col * STRIDE + row] = value;
+            for half in 0..2usize {
+                let (r, c) = accumulator_position(n, half);
+                #[unroll]
+                for e in 0..2usize {
+                    let (row, col) = (t * 16 + r, s * 16 + c + e);
+                    if row >= col {
+                        let value = E::cast_from(acc[2 * n + half].extract(e) * scale);
+                        symmetric[row * STRIDE + col] = value;
+                        symmetric[col * STRIDE + row] = value;
+                    }
                 }
             }
         }
@@ -409,120 +358,19 @@ fn of_level<E: Float>(block: &Quad<E>, #[comptime] level: usize) -> Quad<E> {
     left
 }
 
-/// `acc[tile], acc[tile + 1] += left x` for the rows of a group and 16 channels of a level.
+/// Adds `left` times 16 rows and 16 channels of a level to the level's two accumulator tiles.
 #[cube]
 fn send<E: Float>(
     left: &Quad<E>,
-    level: &[E],
-    group: usize,
+    tiles: &[E],
+    level: usize,
+    block: usize,
     col: usize,
     acc: &mut Array<Pair<f32>>,
-    tile: usize,
 ) {
-    let quad = load_quad::<E>(level, group * 16, col, STRIDE, true);
+    let quad = load_quad::<E>(tiles, level * CHUNK + block * 16, col, STRIDE, true);
     let r0 = right_of_transposed::<E>(&quad, 0usize);
     let r1 = right_of_transposed::<E>(&quad, 1usize);
-    multiply::<E>(left, &r0, acc, tile);
-    multiply::<E>(left, &r1, acc, tile + 1);
-}
-
-/// The shares of a level inside a group, see the module.
-#[cube]
-#[allow(clippy::too_many_arguments)]
-fn read_level<E: Float>(
-    q: &Column,
-    k: &Column,
-    decay: &Column,
-    sent: &[E],
-    at: usize,
-    gq: &mut Column,
-    gk: &mut Column,
-    gg: &mut Column,
-    #[comptime] level: usize,
-) {
-    let half = comptime!(1usize << level);
-    #[unroll]
-    for block in 0..comptime!(GROUP >> (level + 1)) {
-        let first = block * (2 * half);
-        let mut u = Array::<f32>::new(comptime!(2 * half));
-        let mut w = f32::new(1.0);
-        #[unroll]
-        for step in 0..half {
-            let n = half - 1 - step;
-            let share = w * f32::cast_from(sent[at + (first + n) * STRIDE]);
-            w *= decay[first + n];
-            gk[first + n] += share;
-            u[n] = share * k[first + n];
-        }
-        let mut w = f32::new(1.0);
-        #[unroll]
-        for step in 0..half {
-            let n = half + step;
-            w *= decay[first + n];
-            let share = w * f32::cast_from(sent[at + (first + n) * STRIDE]);
-            gq[first + n] += share;
-            u[n] = share * q[first + n];
-        }
-        let mut from_start = f32::new(0.0);
-        let mut to_end = f32::new(0.0);
-        #[unroll]
-        for step in 0..half {
-            gg[first + step] += from_start;
-            from_start += u[step];
-            let n = 2 * half - 1 - step;
-            to_end += u[n];
-            gg[first + n] += to_end;
-        }
-    }
-}
-
-/// The shares of a level that reaches beyond the group; returns the sum of the group's terms of
-/// `dg`, which the next group of the same half adds.
-#[cube]
-#[allow(clippy::too_many_arguments)]
-fn read_group<E: Float>(
-    q: &Column,
-    k: &Column,
-    decay: &Column,
-    is_query: bool,
-    between: f32,
-    sent: &[E],
-    at: usize,
-    gq: &mut Column,
-    gk: &mut Column,
-    gg: &mut Column,
-) -> f32 {
-    let mut u = Array::<f32>::new(GROUP);
-    let mut sum = f32::new(0.0);
-    let mut w = between;
-    if is_query {
-        #[unroll]
-        for r in 0..GROUP {
-            w *= decay[r];
-            let share = w * f32::cast_from(sent[at + r * STRIDE]);
-            gq[r] += share;
-            u[r] = share * q[r];
-        }
-        #[unroll]
-        for step in 0..GROUP {
-            let r = GROUP - 1 - step;
-            sum += u[r];
-            gg[r] += sum;
-        }
-    } else {
-        #[unroll]
-        for step in 0..GROUP {
-            let r = GROUP - 1 - step;
-            let share = w * f32::cast_from(sent[at + r * STRIDE]);
-            w *= decay[r];
-            gk[r] += share;
-            u[r] = share * k[r];
-        }
-        #[unroll]
-        for r in 0..GROUP {
-            gg[r] += sum;
-            sum += u[r];
-        }
-    }
-    sum
+    multiply::<E>(left, &r0, acc, 2 * level);
+    multiply::<E>(left, &r1, acc, 2 * level + 1);
 }

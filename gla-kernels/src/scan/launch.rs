@@ -4,13 +4,10 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use super::walk::{Intra, KeyAxis, Trace, WalkSpec};
+use super::walk_spec::{WalkShape, WalkSpec};
 use super::{CHUNK, CHUNK_UNITS, ChunkSpec, intra_grad, prepare, walk};
 use crate::ScanBlueprint;
 use crate::launch::{Launcher, arg, cubes};
-
-/// The deepest state part that a cube holds.
-const MAX_DEPTH: usize = 256;
 
 /// What `prepare` makes of a call.
 pub(crate) struct Prepared {
@@ -43,6 +40,17 @@ impl Launcher<'_, ScanBlueprint> {
         ChunkSpec { dims: self.problem.dims, padded: self.padded() }
     }
 
+    /// What a walk depends on.
+    pub fn walk_shape(&self, reversed: bool, start: Option<&Handle>) -> WalkShape {
+        WalkShape {
+            dims: self.problem.dims,
+            count: self.problem.num_sequences(),
+            processors: self.limits.processors,
+            reversed,
+            has_start: start.is_some(),
+        }
+    }
+
     /// Kernel `prepare`, see [`prepare`].
     pub fn prepare(&self, q: &Handle, k: &Handle) -> Prepared {
         let dims = self.problem.dims;
@@ -69,7 +77,7 @@ impl Launcher<'_, ScanBlueprint> {
                 arg(&made.qt, self.row_heads() * padded),
                 arg(&made.kt, self.row_heads() * padded),
                 arg(&made.decays, tasks * padded),
-                arg(&made.pairs, self.row_heads() * CHUNK / 2),
+                arg(&made.pairs, self.row_heads() * CHUNK),
                 self.table(),
                 self.problem.num_sequences(),
                 tasks,
@@ -79,78 +87,6 @@ impl Launcher<'_, ScanBlueprint> {
             );
         }
         made
-    }
-
-    /// The walk for `o` (`reversed` false) or `dv` (true): `v` or `do` on the right.
-    pub fn value_walk(&self, reversed: bool, right_heads: usize, has_start: bool) -> WalkSpec {
-        let dims = self.problem.dims;
-        let padded = self.padded();
-        let depth = padded.min(MAX_DEPTH);
-        WalkSpec {
-            heads: dims.heads,
-            left_heads: dims.heads,
-            update_heads: dims.heads,
-            right_heads,
-            depth_width: padded,
-            width: dims.value_dim,
-            depth,
-            parts: padded.div_ceil(depth),
-            planes: dims.value_dim.div_ceil(16).min(4),
-            state: (dims.key_dim, dims.value_dim),
-            padded,
-            keys: KeyAxis::Depth,
-            reversed,
-            intra: if reversed { Intra::Upper } else { Intra::Lower },
-            trace: Trace::None,
-            emits: true,
-            has_start,
-            ahead: depth <= 128,
-        }
-    }
-
-    /// The walk for `dq` (`reversed` false) or `dk` (true).
-    pub fn key_walk(&self, reversed: bool, has_start: bool) -> WalkSpec {
-        let dims = self.problem.dims;
-        let padded = self.padded();
-        let depth = dims.value_dim.next_multiple_of(16).min(MAX_DEPTH);
-        let (left_heads, update_heads) =
-            if reversed { (dims.kv_heads, dims.heads) } else { (dims.heads, dims.kv_heads) };
-        WalkSpec {
-            heads: dims.heads,
-            left_heads,
-            update_heads,
-            right_heads: dims.heads,
-            depth_width: dims.value_dim,
-            width: padded,
-            depth,
-            parts: dims.value_dim.div_ceil(depth),
-            planes: padded.div_ceil(16).min(4),
-            state: (dims.key_dim, dims.value_dim),
-            padded,
-            keys: KeyAxis::Columns,
-            reversed,
-            intra: Intra::None,
-            trace: match (dims.gate.is_some(), reversed) {
-                (false, _) => Trace::None,
-                (true, true) => Trace::Write,
-                (true, false) => Trace::Read,
-            },
-            emits: true,
-            has_start,
-            ahead: depth <= 128,
-        }
-    }
-
-    /// Elements of the trace between the `dk` and the `dq` walk.
-    pub fn trace_len(&self, spec: &WalkSpec) -> usize {
-        let dims = self.problem.dims;
-        self.num_chunks
-            * dims.heads
-            * spec.tiles()
-            * spec.parts
-            * (spec.depth / 4)
-            * spec.units()
-            * 2
     }
 
     /// Kernel `walk`, see [`walk`].
@@ -166,12 +102,13 @@ impl Launcher<'_, ScanBlueprint> {
         let vector =
             |width: usize| [8, 4, 2].into_iter().find(|n| width.is_multiple_of(*n)).unwrap_or(1);
         let (deep, wide) = (vector(spec.depth_width), vector(spec.width));
+        let pair = wide.min(2);
         let none = || self.table();
         let trace = match walk.trace {
-            Some(trace) => arg(trace, self.trace_len(&spec) / 2),
+            Some(trace) => arg(trace, self.num_chunks * spec.heads * spec.trace_pairs()),
             None => none(),
         };
-        let products_len = spec.parts * self.num_chunks * spec.heads * spec.padded;
+        let products_len = spec.shares() * self.num_chunks * spec.heads * spec.padded;
         let products = match walk.products {
             Some(products) => arg(products, products_len),
             None => none(),
@@ -186,6 +123,7 @@ impl Launcher<'_, ScanBlueprint> {
                 CubeDim::new_1d(spec.units() as u32),
                 deep,
                 wide,
+                pair,
                 read(walk.left, rows * spec.left_heads * spec.depth_width / deep),
                 read(walk.update, rows * spec.update_heads * spec.depth_width / deep),
                 read(walk.right, rows * spec.right_heads * spec.width / wide),
@@ -193,7 +131,7 @@ impl Launcher<'_, ScanBlueprint> {
                 read(&made.pairs, self.row_heads() * CHUNK / 8),
                 walk.start.map_or_else(none, |start| arg(start, self.problem.state_len())),
                 arg(walk.end, self.problem.state_len()),
-                if rows == 0 { none() } else { arg(walk.out.0, out_len) },
+                if rows == 0 { none() } else { arg(walk.out.0, out_len / pair) },
                 trace,
                 products,
                 self.table(),
@@ -213,7 +151,7 @@ impl Launcher<'_, ScanBlueprint> {
         &self,
         [q, k, v, d_o]: [&Handle; 4],
         [dq_state, dk_state, products]: [&Handle; 3],
-        parts: usize,
+        walked: &WalkSpec,
         state_type: ElemType,
         dq: (&Handle, ElemType),
         dk: (&Handle, ElemType),
@@ -227,20 +165,22 @@ impl Launcher<'_, ScanBlueprint> {
         }
         let (rows, row_heads) = (self.problem.rows(), self.row_heads());
         let gated = dims.gate.is_some();
+        let (parts, wide) = (walked.parts, vector(dims.value_dim));
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
             intra_grad::gla_scan_intra_grad_kernel::launch_unchecked(
                 self.client,
                 cubes(tasks, &self.limits),
                 CubeDim::new_1d(CHUNK_UNITS as u32),
+                wide,
                 arg(q, row_heads * dims.key_dim),
                 arg(k, rows * dims.kv_heads * dims.key_dim),
-                arg(v, rows * dims.kv_heads * dims.value_dim),
-                arg(d_o, row_heads * dims.value_dim),
+                arg(v, rows * dims.kv_heads * dims.value_dim / wide),
+                arg(d_o, row_heads * dims.value_dim / wide),
                 self.gate(),
                 arg(dq_state, parts * row_heads * padded),
                 arg(dk_state, parts * row_heads * padded),
-                if gated { arg(products, parts * tasks * padded) } else { self.table() },
+                if gated { arg(products, walked.shares() * tasks * padded) } else { self.table() },
                 arg(dq.0, row_heads * dims.key_dim),
                 arg(dk.0, row_heads * dims.key_dim),
                 if gated { arg(dg.0, row_heads * dims.key_dim) } else { self.table() },
@@ -252,8 +192,14 @@ impl Launcher<'_, ScanBlueprint> {
                 self.problem.scale,
                 self.chunk_spec(),
                 parts,
+                walked.shares(),
                 [self.problem.dtype, self.problem.gate_dtype, state_type, dq.1, dk.1, dg.1],
             );
         }
     }
+}
+
+/// Elements read at once: as many as divide the width, 16 bytes at most.
+fn vector(width: usize) -> usize {
+    [8, 4, 2].into_iter().find(|n| width.is_multiple_of(*n)).unwrap_or(1)
 }

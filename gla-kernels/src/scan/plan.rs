@@ -3,17 +3,17 @@
 use cubecl::prelude::*;
 
 use super::launch::Walk;
+use super::walk_spec::WalkSpec;
 use crate::launch::Launcher;
 use crate::{BackwardArgs, ForwardArgs, GateKind, ScanBlueprint};
 
 /// 1. `prepare`. 2. The `o` walk.
 pub(crate) fn forward(launcher: &Launcher<ScanBlueprint>, args: &ForwardArgs) {
-    let dims = launcher.problem.dims;
     let made = launcher.prepare(&args.q, &args.k);
     launcher.walk(
         &made,
         Walk {
-            spec: launcher.value_walk(false, dims.kv_heads, args.initial_state.is_some()),
+            spec: WalkSpec::values(launcher.walk_shape(false, args.initial_state.as_ref())),
             left: &made.qt,
             update: &made.kt,
             right: &args.v,
@@ -41,7 +41,7 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
     launcher.walk(
         &made,
         Walk {
-            spec: launcher.value_walk(true, dims.heads, args.d_final.is_some()),
+            spec: WalkSpec::values(launcher.walk_shape(true, args.d_final.as_ref())),
             left: &made.kt,
             update: &made.qt,
             right: d_o,
@@ -59,12 +59,13 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
         launcher.reduce_heads(scratch, &args.dv, group, dims.value_dim, 1, problem.dtype);
     }
 
-    let spec = launcher.key_walk(true, args.d_final.is_some());
+    let spec = WalkSpec::keys(launcher.walk_shape(true, args.d_final.as_ref()));
     let len = spec.parts * launcher.row_heads() * spec.padded;
     let (dk_state, dq_state) = (launcher.scratch(len), launcher.scratch(len));
     let gated = dims.gate.is_some();
-    let trace = gated.then(|| launcher.scratch_like(launcher.trace_len(&spec)));
-    let products = launcher.scratch(spec.parts * launcher.num_chunks * dims.heads * spec.padded);
+    let trace = gated
+        .then(|| launcher.scratch_like(2 * launcher.num_chunks * dims.heads * spec.trace_pairs()));
+    let products = launcher.scratch(spec.shares() * launcher.num_chunks * dims.heads * spec.padded);
     launcher.walk(
         &made,
         Walk {
@@ -82,7 +83,7 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
     launcher.walk(
         &made,
         Walk {
-            spec: launcher.key_walk(false, args.initial_state.is_some()),
+            spec: WalkSpec::keys(launcher.walk_shape(false, args.initial_state.as_ref())),
             left: d_o,
             update: v,
             right: &made.kt,
@@ -103,7 +104,7 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
     launcher.scan_intra_grad(
         [q, k, v, d_o],
         [&dq_state, &dk_state, &products],
-        spec.parts,
+        &spec,
         f32_type,
         (&args.dq, problem.dtype),
         match &dk_heads {

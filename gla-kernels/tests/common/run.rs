@@ -39,6 +39,7 @@ pub struct Gradients {
 pub struct Prepared {
     pub case: Case,
     pub dtype: RefDType,
+    pub gate_dtype: RefDType,
     pub inputs: RefInputs,
     pub problem: Problem,
     pub d_o: Vec<f64>,
@@ -46,9 +47,15 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// With a gate in f32.
     pub fn new(case: &Case, dtype: RefDType) -> Self {
+        Self::with_gate(case, dtype, RefDType::F32)
+    }
+
+    /// With a gate in f32 or in the type of the other inputs.
+    pub fn with_gate(case: &Case, dtype: RefDType, gate_dtype: RefDType) -> Self {
         let mut inputs = case.inputs();
-        inputs.round_to(dtype, false);
+        inputs.round_to(dtype, gate_dtype != RefDType::F32);
         let (mut d_o, d_final) = case.grads_in();
         dtype.round_all(&mut d_o);
         let gate = match case.gate {
@@ -72,9 +79,9 @@ impl Prepared {
             sequences,
             scale: inputs.scale as f32,
             dtype: elem_type(dtype),
-            gate_dtype: f32::elem_type_native(),
+            gate_dtype: elem_type(gate_dtype),
         };
-        Prepared { case: case.clone(), dtype, inputs, problem, d_o, d_final }
+        Prepared { case: case.clone(), dtype, gate_dtype, inputs, problem, d_o, d_final }
     }
 
     fn o_len(&self) -> usize {
@@ -82,7 +89,7 @@ impl Prepared {
     }
 
     fn gate(&self, client: &Client) -> Option<Handle> {
-        self.inputs.gate.values().map(|values| upload(client, values, RefDType::F32))
+        self.inputs.gate.values().map(|values| upload(client, values, self.gate_dtype))
     }
 
     fn state(&self, client: &Client) -> Option<Handle> {
@@ -131,7 +138,7 @@ impl Prepared {
         let [dq, dk, dv] =
             [&inputs.q, &inputs.k, &inputs.v].map(|like| poison(client, like.len(), self.dtype));
         let dh0 = poison(client, self.problem.state_len(), RefDType::F32);
-        let dgate = inputs.gate.values().map(|like| poison(client, like.len(), RefDType::F32));
+        let dgate = inputs.gate.values().map(|like| poison(client, like.len(), self.gate_dtype));
         let args = BackwardArgs {
             q,
             k,
@@ -153,7 +160,7 @@ impl Prepared {
             download(client, dv, self.dtype)?,
             download(client, dh0, RefDType::F32)?,
         ];
-        let dgate = dgate.map(|d| download(client, d, RefDType::F32)).transpose()?;
+        let dgate = dgate.map(|d| download(client, d, self.gate_dtype)).transpose()?;
         Ok(Gradients { grads, dgate })
     }
 

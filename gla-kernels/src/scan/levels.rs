@@ -1,0 +1,278 @@
+//! The levels of a chunk.
+//!
+//! Inside a chunk of 64 rows, a pair `(t, s)` with `s < t` is split at its **level**: the highest bit
+//! in which the row numbers differ. Both rows lie in one block of `2^(level + 1)` rows, `t` in the
+//! second half and `s` in the first, so the decay between them is the product of two factors that
+//! are at most one: from the boundary of the halves to `t`, and from `s` to the boundary. Each level
+//! is therefore a masked matrix product without overflow or cancellation, for gates of any size, and
+//! the six levels cover each pair once. In the backward the same split makes `dg` a sum of terms that
+//! each carry the step's own decay: within a half, running sums of `q dq` from the end (second
+//! halves) or of `k dk` from the start (first halves).
+
+use cubecl::prelude::*;
+
+use super::{GROUP, SLICE, STRIDE};
+use crate::Dims;
+use crate::components::{ChunkRows, decay_or_one, read_or_zero, row_offset};
+
+/// A unit's rows of one channel, in registers.
+pub type Column = Array<f32>;
+
+/// Queries, keys and decay factors of a unit.
+#[derive(CubeType)]
+pub(crate) struct Columns {
+    pub q: Column,
+    pub k: Column,
+    pub decay: Column,
+}
+
+/// Reads a unit's rows of channel `i`: zero, and a decay of one, outside; queries times `scale`.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn load_columns<E: Float, G: Float>(
+    q: &[E],
+    k: &[E],
+    gate: &[G],
+    rows: &ChunkRows,
+    head: usize,
+    i: usize,
+    scale: f32,
+    #[comptime] dims: Dims,
+) -> Columns {
+    let group = UNIT_POS as usize / SLICE;
+    let mut columns =
+        Columns { q: Array::new(GROUP), k: Array::new(GROUP), decay: Array::new(GROUP) };
+    #[unroll]
+    for r in 0..GROUP {
+        let row = group * GROUP + r;
+        let valid = row < rows.len && i < dims.key_dim;
+        let at = rows.start + row;
+        let q_at = row_offset(at, head, dims, dims.heads, dims.key_dim) + i;
+        let k_at = row_offset(at, head, dims, dims.kv_heads, dims.key_dim) + i;
+        columns.q[r] = read_or_zero::<E>(q, q_at, valid) * scale;
+        columns.k[r] = read_or_zero::<E>(k, k_at, valid);
+        columns.decay[r] = decay_or_one::<G>(gate, at, head, i, valid, dims);
+    }
+    columns
+}
+
+/// Product of the totals of the groups `from..to`; `totals`: `[GROUPS, SLICE]`.
+#[cube]
+pub(crate) fn decay_of_groups(totals: &[f32], channel: usize, from: usize, to: usize) -> f32 {
+    let mut w = f32::new(1.0);
+    for group in from..to {
+        w *= totals[group * SLICE + channel];
+    }
+    w
+}
+
+/// Where a group lies in a level that is longer than a group.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Half {
+    /// In the second half of its block: queries.
+    pub is_query: bool,
+    /// First group of the half.
+    pub first: usize,
+    /// First group after it.
+    pub end: usize,
+}
+
+#[cube]
+pub(crate) fn half_of(group: usize, #[comptime] level: usize) -> Half {
+    let groups = comptime!((1usize << level) / GROUP);
+    let half = group / groups;
+    Half { is_query: half % 2 == 1, first: half * groups, end: (half + 1) * groups }
+}
+
+/// Decay between a group and the boundary of the halves.
+#[cube]
+pub(crate) fn decay_to_boundary(totals: &[f32], channel: usize, group: usize, half: &Half) -> f32 {
+    let from = select(half.is_query, half.first, group + 1);
+    let to = select(half.is_query, group, half.end);
+    decay_of_groups(totals, channel, from, to)
+}
+
+/// A level inside a group: writes the second halves' rows of `q` with the decay from the boundary,
+/// and the first halves' rows of `k` with the decay to it.
+#[cube]
+pub(crate) fn write_inner<E: Float>(
+    x: &Columns,
+    out: &mut [E],
+    at: usize,
+    #[comptime] level: usize,
+) {
+    let half = comptime!(1usize << level);
+    #[unroll]
+    for block in 0..comptime!(GROUP >> (level + 1)) {
+        let mut w = f32::new(1.0);
+        #[unroll]
+        for step in 0..half {
+            let r = block * (2 * half) + (half - 1 - step);
+            out[at + r * STRIDE] = E::cast_from(x.k[r] * w);
+            w *= x.decay[r];
+        }
+        let mut w = f32::new(1.0);
+        #[unroll]
+        for step in 0..half {
+            let r = block * (2 * half) + half + step;
+            w *= x.decay[r];
+            out[at + r * STRIDE] = E::cast_from(x.q[r] * w);
+        }
+    }
+}
+
+/// A level beyond the group: all rows are queries, or all are keys.
+#[cube]
+pub(crate) fn write_outer<E: Float>(
+    x: &Columns,
+    totals: &[f32],
+    out: &mut [E],
+    at: usize,
+    #[comptime] level: usize,
+) {
+    let group = UNIT_POS as usize / SLICE;
+    let half = half_of(group, level);
+    let mut w = decay_to_boundary(totals, UNIT_POS as usize % SLICE, group, &half);
+    if half.is_query {
+        #[unroll]
+        for r in 0..GROUP {
+            w *= x.decay[r];
+            out[at + r * STRIDE] = E::cast_from(x.q[r] * w);
+        }
+    } else {
+        #[unroll]
+        for step in 0..GROUP {
+            let r = GROUP - 1 - step;
+            out[at + r * STRIDE] = E::cast_from(x.k[r] * w);
+            w *= x.decay[r];
+        }
+    }
+}
+
+/// Row and first column, in its 16 x 16 block, of pair `half` of accumulator tile `n`.
+#[cube]
+pub(crate) fn accumulator_position(n: usize, half: usize) -> (usize, usize) {
+    let lane = UNIT_POS_PLANE as usize;
+    (lane / 4 + 8 * half, 8 * n + 2 * (lane % 4))
+}
+
+/// Shares of a unit's rows in the gradients.
+#[derive(CubeType)]
+pub(crate) struct Grads {
+    pub q: Column,
+    pub k: Column,
+    pub gate: Column,
+}
+
+/// The shares of a level inside a group, see the module.
+#[cube]
+pub(crate) fn read_inner<E: Float>(
+    x: &Columns,
+    sent: &[E],
+    at: usize,
+    grads: &mut Grads,
+    #[comptime] level: usize,
+) {
+    let half = comptime!(1usize << level);
+    #[unroll]
+    for block in 0..comptime!(GROUP >> (level + 1)) {
+        let first = block * (2 * half);
+        let mut u = Array::<f32>::new(comptime!(2 * half));
+        let mut w = f32::new(1.0);
+        #[unroll]
+        for step in 0..half {
+            let n = half - 1 - step;
+            let share = w * f32::cast_from(sent[at + (first + n) * STRIDE]);
+            w *= x.decay[first + n];
+            grads.k[first + n] += share;
+            u[n] = share * x.k[first + n];
+        }
+        let mut w = f32::new(1.0);
+        #[unroll]
+        for step in 0..half {
+            let n = half + step;
+            w *= x.decay[first + n];
+            let share = w * f32::cast_from(sent[at + (first + n) * STRIDE]);
+            grads.q[first + n] += share;
+            u[n] = share * x.q[first + n];
+        }
+        let mut from_start = f32::new(0.0);
+        let mut to_end = f32::new(0.0);
+        #[unroll]
+        for step in 0..half {
+            grads.gate[first + step] += from_start;
+            from_start += u[step];
+            let n = 2 * half - 1 - step;
+            to_end += u[n];
+            grads.gate[first + n] += to_end;
+        }
+    }
+}
+
+/// The shares of a level beyond the group; returns the sum of the group's terms of `dg`, which the
+/// other groups of the same half add.
+#[cube]
+pub(crate) fn read_outer<E: Float>(
+    x: &Columns,
+    totals: &[f32],
+    sent: &[E],
+    at: usize,
+    grads: &mut Grads,
+    #[comptime] level: usize,
+) -> f32 {
+    let group = UNIT_POS as usize / SLICE;
+    let half = half_of(group, level);
+    let mut u = Array::<f32>::new(GROUP);
+    let mut sum = f32::new(0.0);
+    let mut w = decay_to_boundary(totals, UNIT_POS as usize % SLICE, group, &half);
+    if half.is_query {
+        #[unroll]
+        for r in 0..GROUP {
+            w *= x.decay[r];
+            let share = w * f32::cast_from(sent[at + r * STRIDE]);
+            grads.q[r] += share;
+            u[r] = share * x.q[r];
+        }
+        #[unroll]
+        for step in 0..GROUP {
+            let r = GROUP - 1 - step;
+            sum += u[r];
+            grads.gate[r] += sum;
+        }
+    } else {
+        #[unroll]
+        for step in 0..GROUP {
+            let r = GROUP - 1 - step;
+            let share = w * f32::cast_from(sent[at + r * STRIDE]);
+            w *= x.decay[r];
+            grads.k[r] += share;
+            u[r] = share * x.k[r];
+        }
+        #[unroll]
+        for r in 0..GROUP {
+            grads.gate[r] += sum;
+            sum += u[r];
+        }
+    }
+    sum
+}
+
+/// What the other groups of a half add to every row of this one: those after it (queries), or those
+/// before it (keys).
+#[cube]
+pub(crate) fn sum_of_half(
+    sums: &[f32],
+    channel: usize,
+    group: usize,
+    is_query: bool,
+    first: usize,
+    end: usize,
+) -> f32 {
+    let from = select(is_query, group + 1, first);
+    let to = select(is_query, end, group);
+    let mut sum = f32::new(0.0);
+    for other in from..to {
+        sum += sums[other * SLICE + channel];
+    }
+    sum
+}

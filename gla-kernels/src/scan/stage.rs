@@ -1,0 +1,72 @@
+//! Tiles on their way to shared memory: read into registers early, put down when there is room.
+
+use cubecl::prelude::*;
+
+use super::CHUNK;
+use crate::components::ChunkRows;
+
+/// A tile `[64, cols]` of a tensor `[rows, own_heads, width]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Stage {
+    /// Heads of the tensor.
+    pub own_heads: usize,
+    /// Query heads for each of them.
+    pub group: usize,
+    /// Its last dimension.
+    pub width: usize,
+    /// Columns of the tile.
+    pub cols: usize,
+    /// Units that share the work.
+    pub units: usize,
+}
+
+/// Vectors that each unit holds of a tile.
+#[cube]
+pub(crate) fn held<N: Size>(#[comptime] from: Stage) -> comptime_type!(usize) {
+    let size = N::value();
+    comptime!((CHUNK * (from.cols / size)).div_ceil(from.units))
+}
+
+/// Reads a unit's share of a tile into registers; what lies outside is zero.
+#[cube]
+pub(crate) fn fetch<E: Float, N: Size>(
+    x: &[Vector<E, N>],
+    out: &mut Array<Vector<E, N>>,
+    rows: &ChunkRows,
+    head: usize,
+    col0: usize,
+    #[comptime] from: Stage,
+) {
+    let size = N::value();
+    let across = comptime!(from.cols / size);
+    let wide = comptime!(from.width / size);
+    #[unroll]
+    for n in 0..held::<N>(from) {
+        let at = UNIT_POS as usize + n * from.units;
+        let (r, c) = (at / across, col0 / size + at % across);
+        let valid = r < rows.len && c < wide;
+        let offset = ((rows.start + r) * from.own_heads + head / from.group) * wide + c;
+        let value = x[select(valid, offset, 0usize)];
+        out[n] = select(valid, value, Vector::new(E::from_int(0)));
+    }
+}
+
+/// Writes a unit's share of a tile to shared memory, rows 8 elements longer than the tile.
+#[cube]
+pub(crate) fn put<E: Float, N: Size>(
+    x: &Array<Vector<E, N>>,
+    out: &mut [E],
+    #[comptime] from: Stage,
+) {
+    let size = N::value();
+    let across = comptime!(from.cols / size);
+    let stride = comptime!((from.cols + 8) / size);
+    let out = out.as_vectorized_mut().with_vector_size_mut::<N>();
+    #[unroll]
+    for n in 0..held::<N>(from) {
+        let at = UNIT_POS as usize + n * from.units;
+        if at < comptime!(CHUNK * across) {
+            out[(at / across) * stride + at % across] = x[n];
+        }
+    }
+}

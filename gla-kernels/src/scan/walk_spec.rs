@@ -1,0 +1,222 @@
+//! What a walk is compiled for: its operands and its tiles.
+
+use super::CHUNK;
+use super::stage::Stage;
+use crate::Dims;
+
+/// Which side of the state the key channels, and with them the decay, lie on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KeyAxis {
+    /// The depth: `o` and `dv`.
+    Depth,
+    /// The columns: `dq` and `dk`.
+    Columns,
+}
+
+/// The intra-chunk matrix in the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Intra {
+    /// Not at all.
+    None,
+    /// `A`, lower triangular.
+    Lower,
+    /// `A^T`.
+    Upper,
+}
+
+/// What a walk does with the state gradients that `dg` needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Trace {
+    /// Nothing.
+    None,
+    /// Writes its state before each chunk.
+    Write,
+    /// Reads what was written and sums its products with the own state.
+    Read,
+}
+
+/// What a walk is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WalkSpec {
+    /// Query heads `H`.
+    pub heads: usize,
+    /// Heads of `left`.
+    pub left_heads: usize,
+    /// Heads of `update`.
+    pub update_heads: usize,
+    /// Heads of `right`.
+    pub right_heads: usize,
+    /// Width of `left` and `update`.
+    pub depth_width: usize,
+    /// Width of `right` and `out`.
+    pub width: usize,
+    /// Depth that a plane owns, a multiple of 16.
+    pub plane_depth: usize,
+    /// Planes that share the depth of a cube.
+    pub depth_planes: usize,
+    /// Planes that share its columns.
+    pub column_planes: usize,
+    /// Cubes that share the depth; each writes its own part of the output.
+    pub parts: usize,
+    /// Key channels `K` and value channels `V` of the state `[N, H, K, V]`.
+    pub state: (usize, usize),
+    /// Width of the decays.
+    pub padded: usize,
+    /// Where the key channels are.
+    pub keys: KeyAxis,
+    /// Last chunk first.
+    pub reversed: bool,
+    /// The intra-chunk matrix.
+    pub intra: Intra,
+    /// For `dg`.
+    pub trace: Trace,
+    /// Whether the state starts from a buffer, or at zero.
+    pub has_start: bool,
+}
+
+/// Depth that a cube holds at most.
+const MAX_DEPTH: usize = 256;
+
+/// Depth that a plane holds at most, 64 accumulators a lane, and columns of a cube in planes; narrower
+/// ones for calls with few cubes.
+const TILES: [(usize, usize); 3] = [(128, 4), (64, 4), (64, 2)];
+
+/// What a walk depends on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WalkShape {
+    /// Heads, widths and gate kind.
+    pub dims: Dims,
+    /// Walks for each head: sequences, or segments.
+    pub count: usize,
+    /// Multiprocessors of the device.
+    pub processors: usize,
+    /// Last chunk first.
+    pub reversed: bool,
+    /// Whether the state starts from a buffer, or at zero.
+    pub has_start: bool,
+}
+
+impl WalkSpec {
+    /// The walk for `o`, or `dv` if `reversed`.
+    pub fn values(shape: WalkShape) -> Self {
+        let WalkShape { dims, reversed, .. } = shape;
+        WalkSpec {
+            left_heads: dims.heads,
+            update_heads: dims.heads,
+            right_heads: if reversed { dims.heads } else { dims.kv_heads },
+            keys: KeyAxis::Depth,
+            intra: if reversed { Intra::Upper } else { Intra::Lower },
+            trace: Trace::None,
+            ..Self::tiled(shape, dims.key_dim.next_multiple_of(16), dims.value_dim)
+        }
+    }
+
+    /// The walk for `dq`, or `dk` if `reversed`.
+    pub fn keys(shape: WalkShape) -> Self {
+        let WalkShape { dims, reversed, .. } = shape;
+        WalkSpec {
+            left_heads: if reversed { dims.kv_heads } else { dims.heads },
+            update_heads: if reversed { dims.heads } else { dims.kv_heads },
+            right_heads: dims.heads,
+            keys: KeyAxis::Columns,
+            intra: Intra::None,
+            trace: match (dims.gate.is_some(), reversed) {
+                (false, _) => Trace::None,
+                (true, true) => Trace::Write,
+                (true, false) => Trace::Read,
+            },
+            ..Self::tiled(shape, dims.value_dim, dims.key_dim.next_multiple_of(16))
+        }
+    }
+
+    /// Tiles for a depth and a width: the widest with enough cubes for the device. Measured, see the
+    /// log of the benches.
+    fn tiled(shape: WalkShape, depth: usize, width: usize) -> Self {
+        let parts = depth.div_ceil(MAX_DEPTH);
+        let part_depth = depth.div_ceil(parts);
+        let cubes =
+            |columns: usize| shape.count * shape.dims.heads * parts * width.div_ceil(16 * columns);
+        let enough = |(plane_depth, columns): (usize, usize)| {
+            // with the depth in few planes a processor takes two cubes
+            let wanted = if plane_depth == 128 {
+                3 * shape.processors / 2
+            } else {
+                7 * shape.processors / 8
+            };
+            cubes(columns) >= wanted
+        };
+        let chosen = TILES.into_iter().find(|&tile| enough(tile)).unwrap_or(TILES[2]);
+        let depth_planes = part_depth.div_ceil(chosen.0);
+        let plane_depth = part_depth.div_ceil(depth_planes).next_multiple_of(16);
+        WalkSpec {
+            heads: shape.dims.heads,
+            left_heads: 0,
+            update_heads: 0,
+            right_heads: 0,
+            depth_width: depth,
+            width,
+            plane_depth,
+            depth_planes,
+            column_planes: width.div_ceil(16).min(chosen.1),
+            parts,
+            state: (shape.dims.key_dim, shape.dims.value_dim),
+            padded: shape.dims.key_dim.next_multiple_of(16),
+            keys: KeyAxis::Depth,
+            reversed: shape.reversed,
+            intra: Intra::None,
+            trace: Trace::None,
+            has_start: shape.has_start,
+        }
+    }
+
+    /// Depth of a cube.
+    pub const fn depth(&self) -> usize {
+        self.plane_depth * self.depth_planes
+    }
+
+    /// Columns of a cube.
+    pub const fn columns(&self) -> usize {
+        16 * self.column_planes
+    }
+
+    /// Units of a cube.
+    pub const fn units(&self) -> usize {
+        32 * self.column_planes * self.depth_planes
+    }
+
+    /// Column tiles.
+    pub const fn tiles(&self) -> usize {
+        self.width.div_ceil(self.columns())
+    }
+
+    /// Sums that `Trace::Read` leaves for each key channel.
+    pub const fn shares(&self) -> usize {
+        self.parts * self.depth_planes
+    }
+
+    /// Pairs that `Trace::Write` leaves of one chunk and head.
+    pub const fn trace_pairs(&self) -> usize {
+        self.tiles() * self.parts * (self.plane_depth / 4) * self.units()
+    }
+
+    /// Bytes of shared memory for elements of `size` bytes.
+    pub fn shared_memory(&self, size: usize) -> usize {
+        let deep = 2 * CHUNK * (self.depth() + 8);
+        let wide = CHUNK * (self.columns() + 8);
+        let decays = if self.keys == KeyAxis::Depth { self.depth() } else { self.columns() };
+        size * (deep + wide + self.pairs_len()) + 8 * self.exchange_len() + 4 * decays
+    }
+
+    pub fn pairs_len(&self) -> usize {
+        if self.intra == Intra::None { 8 } else { CHUNK * (CHUNK + 8) }
+    }
+
+    /// Pairs of accumulators that planes exchange.
+    pub fn exchange_len(&self) -> usize {
+        if self.depth_planes == 1 { 1 } else { 16 * self.units() }
+    }
+
+    pub fn stage(&self, own_heads: usize, width: usize, cols: usize) -> Stage {
+        Stage { own_heads, group: self.heads / own_heads, width, cols, units: self.units() }
+    }
+}
