@@ -50,7 +50,7 @@ fn half_precision_matches_the_reference() {
     for device in devices() {
         for dtype in [RefDType::F16, RefDType::BF16] {
             if !device.device.supports_dtype(burn_type(dtype)) {
-                println!("SKIPPED {} {dtype:?}: the device does not support it", device.name);
+                println!("not applicable: {} has no {dtype:?}", device.name);
                 continue;
             }
             let cases: Vec<Case> = few().into_iter().skip(3).collect();

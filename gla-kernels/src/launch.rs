@@ -63,6 +63,11 @@ impl<'a, B> Launcher<'a, B> {
         arg(&self.table, self.table_len)
     }
 
+    /// Handle and length of the chunk table.
+    pub fn table_handle(&self) -> (Handle, usize) {
+        (self.table.clone(), self.table_len)
+    }
+
     /// The gate.
     pub fn gate(&self) -> BufferArg {
         arg(&self.gate, self.problem.gate_len().max(1))

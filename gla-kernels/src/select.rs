@@ -1,8 +1,8 @@
 //! From a problem, a strategy and a device to a blueprint.
 
 use crate::{
-    Blueprint, CHUNKS, COLS, DeviceLimits, GlaError, Instruction, Plan, Problem, ScanBlueprint,
-    SplitBlueprint, Strategy,
+    Blueprint, CHUNKS, COLS, DeviceLimits, GlaError, Instruction, Plan, Problem, SCAN_CHUNK,
+    SCAN_LEAST_CHUNKS, SCAN_MAX_SEGMENTS, ScanBlueprint, SplitBlueprint, Strategy,
 };
 
 /// Chooses the blueprint: the scan plan where the device multiplies the type on tensor cores, else
@@ -28,8 +28,14 @@ pub fn select(
     }
 }
 
-fn scan_blueprint(_problem: &Problem, _limits: &DeviceLimits) -> ScanBlueprint {
-    ScanBlueprint { segment: usize::MAX }
+/// Sequences in one piece if they make enough cubes to keep the device busy, else cut so that they do.
+fn scan_blueprint(problem: &Problem, limits: &DeviceLimits) -> ScanBlueprint {
+    let cubes = problem.num_sequences() * problem.dims.heads * problem.dims.value_dim.div_ceil(64);
+    let chunks = problem.sequences.longest().div_ceil(SCAN_CHUNK);
+    let wanted =
+        if 5 * cubes >= 3 * limits.processors { 1 } else { 2 * limits.processors / cubes.max(1) };
+    let most = (chunks / SCAN_LEAST_CHUNKS).clamp(1, SCAN_MAX_SEGMENTS);
+    ScanBlueprint { segment: chunks.div_ceil(wanted.clamp(1, most)).max(1) }
 }
 
 /// The shortest chunk that holds the longest sequence, else the longest one; tiles as wide as the

@@ -10,7 +10,9 @@ mod common;
 
 use common::{Prepared, devices};
 use gla_kernels::eval::{Case, CaseGate, RefDType, large, one_shape, small};
-use gla_kernels::{Blueprint, Instruction, Plan, SplitBlueprint, Strategy, check_chunked};
+use gla_kernels::{
+    Blueprint, Instruction, Plan, ScanBlueprint, SplitBlueprint, Strategy, check_chunked,
+};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Set {
@@ -21,7 +23,7 @@ enum Set {
 fn run(set: Set, gate: CaseGate, dtype: RefDType) {
     for device in devices() {
         if !device.supports(dtype) {
-            println!("SKIPPED {} {dtype:?}: the device does not support it", device.name);
+            println!("not applicable: {} has no {dtype:?}", device.name);
             continue;
         }
         let full = !device.is_software() || std::env::var("GLA_FULL").is_ok();
@@ -31,7 +33,7 @@ fn run(set: Set, gate: CaseGate, dtype: RefDType) {
             (Set::Small, _) => one_shape(),
             (Set::Large, true) => large(),
             (Set::Large, false) => {
-                println!("SKIPPED {} large cases: a software adapter (GLA_FULL=1)", device.name);
+                println!("left to hardware: {} large cases (GLA_FULL=1)", device.name);
                 continue;
             }
         };
@@ -124,6 +126,7 @@ fn plans_agree() {
                 "none-b2-t65-k33-v20-h4-kv2-init-final",
                 "vector-ls1-cu0.5.5.64.130-k33-v20-h4-kv2-init",
                 "vector-mixed-b2-t65-k33-v20-h4-kv2-init-final",
+                "vector-ls1-t130-k33-v20-h4-kv2-init-final",
             ]);
             let problem = Prepared::new(&few[0], dtype).problem;
             let scan = check_chunked(&device.client, &problem, Strategy::Plan(Plan::Scan));
@@ -132,8 +135,12 @@ fn plans_agree() {
                 Ok(_) => {
                     let inferred = check_chunked(&device.client, &problem, Strategy::Inferred);
                     assert_eq!(inferred.expect("it fits").plan(), Plan::Scan);
-                    for plan in [Plan::Scan, Plan::Split] {
-                        let strategy = Strategy::Plan(plan);
+                    let short = Blueprint::Scan(ScanBlueprint { segment: 1 });
+                    for strategy in [
+                        Strategy::Plan(Plan::Scan),
+                        Strategy::Plan(Plan::Split),
+                        Strategy::Forced(short),
+                    ] {
                         let f32 = RefDType::F32;
                         check(device.name, &device.client, &few, dtype, f32, strategy);
                     }
@@ -149,7 +156,7 @@ fn half_gates() {
     for device in devices() {
         for dtype in [RefDType::F16, RefDType::BF16] {
             if !device.supports(dtype) {
-                println!("{} has no {dtype:?}", device.name);
+                println!("not applicable: {} has no {dtype:?}", device.name);
                 continue;
             }
             let few = cases(&["vector-ls1-b2-t65-k33-v20-h4-kv2-init-final"]);

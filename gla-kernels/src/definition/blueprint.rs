@@ -86,6 +86,12 @@ pub const SCAN_CHUNK: usize = 64;
 /// Most key channels that the scan plan takes: a cube holds the state for all of them.
 pub const SCAN_MAX_KEYS: usize = 256;
 
+/// Most segments of a sequence.
+pub const SCAN_MAX_SEGMENTS: usize = 64;
+
+/// Chunks that a segment has at least: shorter ones would not repay the first walk.
+pub const SCAN_LEAST_CHUNKS: usize = 8;
+
 /// Choices of the scan plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ScanBlueprint {
@@ -119,8 +125,13 @@ impl ScanBlueprint {
                 return Err(GlaError::SharedMemory { kernel, requested, available });
             }
         }
-        if self.segment == 0 {
-            return Err(GlaError::EmptyDimension { name: "segment" });
+        let chunks = problem.sequences.longest().div_ceil(SCAN_CHUNK);
+        if self.segment == 0 || chunks.div_ceil(self.segment) > SCAN_MAX_SEGMENTS {
+            let message = format!(
+                "{chunks} chunks in segments of {}: a sequence has at most {SCAN_MAX_SEGMENTS}",
+                self.segment
+            );
+            return Err(GlaError::Argument { name: "segment", message });
         }
         Ok(())
     }

@@ -117,6 +117,34 @@ pub struct ChunkTable {
     pub num_chunks: usize,
 }
 
+impl ChunkTable {
+    /// Cuts the sequences into segments of `length` chunks.
+    pub fn segments(&self, length: usize) -> Segments {
+        let chunks = &self.words[2 * self.num_sequences..];
+        let mut words = Vec::new();
+        let mut bounds = vec![0];
+        for sequence in self.words[..2 * self.num_sequences].chunks(2) {
+            let (first, count) = (sequence[0] as usize, sequence[1] as usize);
+            for start in (0..count).step_by(length) {
+                words.extend([(first + start) as u32, length.min(count - start) as u32]);
+            }
+            bounds.push(words.len() as u32 / 2);
+        }
+        let count = words.len() / 2;
+        words.extend(chunks);
+        Segments { table: ChunkTable { words, num_sequences: count, ..*self }, bounds }
+    }
+}
+
+/// See [`ChunkTable::segments`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segments {
+    /// A table with the segments in the place of sequences.
+    pub table: ChunkTable,
+    /// First segment of each sequence, and the end of the last.
+    pub bounds: Vec<u32>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,6 +158,18 @@ mod tests {
         assert_eq!(table.words[..8], [0, 1, 1, 0, 1, 1, 2, 2]);
         assert_eq!(table.words[8..], [0, 5, 5, 59, 64, 64, 128, 2]);
         assert_eq!(packed.longest(), 66);
+    }
+
+    #[test]
+    fn segments_cut_sequences() {
+        let packed = Sequences::Packed { cu_seqlens: vec![0, 5, 5, 130], time: 130 };
+        let table = packed.chunk_table(16);
+        assert_eq!((table.num_sequences, table.num_chunks), (3, 9));
+        let segments = table.segments(3);
+        assert_eq!(segments.bounds, [0, 1, 1, 4]);
+        assert_eq!(segments.table.num_sequences, 4);
+        assert_eq!(segments.table.words[..8], [0, 1, 1, 3, 4, 3, 7, 2]);
+        assert_eq!(segments.table.words[8..], table.words[6..]);
     }
 
     #[test]

@@ -19,10 +19,11 @@ use super::levels::{
     Grads, accumulator_position, decay_of_groups, half_of, load_columns, read_inner, read_outer,
     sum_of_half, write_inner, write_outer,
 };
-use super::{CHUNK, CHUNK_UNITS, ChunkSpec, GROUP, GROUPS, LEVELS, SLICE, STRIDE, TILE};
+use super::stage::{fetch, held, put};
+use super::{CHUNK, ChunkSpec, GROUP, GROUPS, LEVELS, SLICE, STRIDE, TILE};
 use crate::components::{
     ChunkRows, Pair, Quad, chunk_rows, load_quad, multiply, read_or_zero, right_of_plain,
-    right_of_transposed, row_offset, zero_tiles,
+    right_of_transposed, zero_tiles,
 };
 
 /// Sums that cross the groups of a chunk: levels 4 and 5, the queries' and the keys' shares of the
@@ -82,16 +83,17 @@ pub(crate) fn gla_scan_intra_grad_kernel<
     let plane = unit / 32;
 
     let mut tiles = Shared::<[E]>::new_aligned_slice(comptime!(LEVELS * TILE), 16usize);
-    let mut symmetric = Shared::<[E]>::new_aligned_slice(TILE, 16usize);
+    let mut symmetric = Shared::<[E]>::new_aligned_slice(comptime!(CHUNK * (CHUNK + 8)), 16usize);
     let mut totals = Shared::<[f32]>::new_slice(comptime!(SLICE * GROUPS));
     let mut sums = Shared::<[f32]>::new_slice(comptime!(CROSSING * SLICE * GROUPS));
 
     score_gradients::<E, N>(v, d_o, &mut tiles, &mut symmetric, &rows, head, scale, spec);
 
+    let wide = comptime!(CHUNK + 8);
     // a plane's share of the levels: 16 rows, 16 channels of a slice
     let own = plane % 4;
     let col = (plane / 4) * 16;
-    let diagonal = load_quad::<E>(&symmetric, own * 16, own * 16, STRIDE, false);
+    let diagonal = load_quad::<E>(&symmetric, own * 16, own * 16, wide, false);
 
     for slice in 0..comptime!(padded.div_ceil(SLICE)) {
         let i = slice * SLICE + channel;
@@ -119,11 +121,11 @@ pub(crate) fn gla_scan_intra_grad_kernel<
             let left = of_level::<E>(&diagonal, level);
             send::<E>(&left, &tiles, level, own, col, &mut acc);
         }
-        let left = load_quad::<E>(&symmetric, own * 16, (own ^ 1) * 16, STRIDE, false);
+        let left = load_quad::<E>(&symmetric, own * 16, (own ^ 1) * 16, wide, false);
         send::<E>(&left, &tiles, 4usize, own ^ 1, col, &mut acc);
-        let left = load_quad::<E>(&symmetric, own * 16, (own ^ 2) * 16, STRIDE, false);
+        let left = load_quad::<E>(&symmetric, own * 16, (own ^ 2) * 16, wide, false);
         send::<E>(&left, &tiles, 5usize, own ^ 2, col, &mut acc);
-        let left = load_quad::<E>(&symmetric, own * 16, (own ^ 3) * 16, STRIDE, false);
+        let left = load_quad::<E>(&symmetric, own * 16, (own ^ 3) * 16, wide, false);
         send::<E>(&left, &tiles, 5usize, own ^ 3, col, &mut acc);
         sync_cube();
         // what the levels send takes the place of what they were made of
@@ -149,7 +151,7 @@ pub(crate) fn gla_scan_intra_grad_kernel<
         for r in 0..GROUP {
             // the diagonal: a row with itself, without decay
             let row = group * GROUP + r;
-            let own = f32::cast_from(symmetric[row * STRIDE + row]);
+            let own = f32::cast_from(symmetric[row * wide + row]);
             grads.q[r] = own * x.k[r];
             grads.k[r] = own * x.q[r];
             grads.gate[r] = f32::new(0.0);
@@ -255,6 +257,9 @@ pub(crate) fn gla_scan_intra_grad_kernel<
     }
 }
 
+/// Value channels of `do` and `v` that are multiplied at once.
+pub(crate) const DEPTH: usize = 64;
+
 /// `scale do v^T`, below and on the diagonal, and its mirror image above. Ten planes have a tile.
 #[cube]
 #[allow(clippy::too_many_arguments)]
@@ -268,43 +273,40 @@ fn score_gradients<E: Float, N: Size>(
     scale: f32,
     #[comptime] spec: ChunkSpec,
 ) {
-    let dims = comptime!(spec.dims);
-    let size = N::value();
-    let across = comptime!(SLICE / size);
-    let wide = comptime!(dims.value_dim / size);
     let plane = UNIT_POS as usize / 32;
-    let t =
-        select(plane >= 6, 3usize, select(plane >= 3, 2usize, select(plane >= 1, 1usize, 0usize)));
-    let s = plane - t * (t + 1) / 2;
+    let from_do = comptime!(spec.stage(spec.dims.heads));
+    let from_v = comptime!(spec.stage(spec.dims.kv_heads));
+    let stride = comptime!(DEPTH + 8);
+    let mut next_do = Array::<Vector<E, N>>::new(held::<N>(from_do));
+    let mut next_v = Array::<Vector<E, N>>::new(held::<N>(from_v));
+    fetch::<E, N>(d_o, &mut next_do, rows, head, 0usize, from_do);
+    fetch::<E, N>(v, &mut next_v, rows, head, 0usize, from_v);
+    let (t, s) = lower_tile(plane);
     let mut acc = zero_tiles(2usize);
-    for slice in 0..comptime!(dims.value_dim.div_ceil(SLICE)) {
-        let out = tiles.as_vectorized_mut().with_vector_size_mut::<N>();
-        let stride = comptime!(STRIDE / size);
-        for at in range_stepped(UNIT_POS as usize, comptime!(CHUNK * across), CHUNK_UNITS) {
-            let (row, c) = (at / across, at % across);
-            let j = slice * across + c;
-            let valid = row < rows.len && j < wide;
-            let from = rows.start + row;
-            let do_at = row_offset(from, head, dims, dims.heads, wide) + j;
-            let v_at = row_offset(from, head, dims, dims.kv_heads, wide) + j;
-            let zero = Vector::new(E::from_int(0));
-            out[row * stride + c] = select(valid, d_o[select(valid, do_at, 0usize)], zero);
-            out[(CHUNK + row) * stride + c] = select(valid, v[select(valid, v_at, 0usize)], zero);
-        }
+    for slice in 0..comptime!(spec.dims.value_dim.div_ceil(DEPTH)) {
         sync_cube();
+        put::<E, N>(&next_do, &mut tiles[0..comptime!(CHUNK * (DEPTH + 8))], from_do);
+        put::<E, N>(
+            &next_v,
+            &mut tiles[comptime!(CHUNK * (DEPTH + 8))..comptime!(2 * CHUNK * (DEPTH + 8))],
+            from_v,
+        );
+        sync_cube();
+        // past the end there is nothing to read, and zeros to hold
+        fetch::<E, N>(d_o, &mut next_do, rows, head, (slice + 1) * DEPTH, from_do);
+        fetch::<E, N>(v, &mut next_v, rows, head, (slice + 1) * DEPTH, from_v);
         if plane < 10 {
             #[unroll]
-            for j in 0..comptime!(SLICE / 16) {
-                let staged = &tiles[0..2 * TILE];
-                let left = load_quad::<E>(staged, t * 16, j * 16, STRIDE, false);
-                let quad = load_quad::<E>(staged, CHUNK + s * 16, j * 16, STRIDE, false);
+            for j in 0..comptime!(DEPTH / 16) {
+                let staged = &tiles[0..comptime!(2 * CHUNK * (DEPTH + 8))];
+                let left = load_quad::<E>(staged, t * 16, j * 16, stride, false);
+                let quad = load_quad::<E>(staged, CHUNK + s * 16, j * 16, stride, false);
                 let r0 = right_of_plain::<E>(&quad, 0usize);
                 let r1 = right_of_plain::<E>(&quad, 1usize);
                 multiply::<E>(&left, &r0, &mut acc, 0usize);
                 multiply::<E>(&left, &r1, &mut acc, 1usize);
             }
         }
-        sync_cube();
     }
     if plane < 10 {
         #[unroll]
@@ -317,14 +319,21 @@ fn score_gradients<E: Float, N: Size>(
                     let (row, col) = (t * 16 + r, s * 16 + c + e);
                     if row >= col {
                         let value = E::cast_from(acc[2 * n + half].extract(e) * scale);
-                        symmetric[row * STRIDE + col] = value;
-                        symmetric[col * STRIDE + row] = value;
+                        symmetric[row * comptime!(CHUNK + 8) + col] = value;
+                        symmetric[col * comptime!(CHUNK + 8) + row] = value;
                     }
                 }
             }
         }
     }
     sync_cube();
+}
+
+/// Row and column of tile `n` of a lower triangle of four, row by row.
+#[cube]
+fn lower_tile(n: usize) -> (usize, usize) {
+    let t = select(n >= 6, 3usize, select(n >= 3, 2usize, select(n >= 1, 1usize, 0usize)));
+    (t, n - t * (t + 1) / 2)
 }
 
 /// A diagonal block with all but one level masked.

@@ -5,9 +5,9 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::walk_spec::{WalkShape, WalkSpec};
-use super::{CHUNK, CHUNK_UNITS, ChunkSpec, intra_grad, prepare, walk};
-use crate::ScanBlueprint;
+use super::{CHUNK, CHUNK_UNITS, ChunkSpec, combine, intra_grad, prepare, walk};
 use crate::launch::{Launcher, arg, cubes};
+use crate::{ScanBlueprint, Segments};
 
 /// What `prepare` makes of a call.
 pub(crate) struct Prepared {
@@ -17,14 +17,28 @@ pub(crate) struct Prepared {
     pub pairs: Handle,
 }
 
+/// The lines along which the chunks are walked: sequences, or segments of them.
+pub(crate) struct Lines {
+    table: Handle,
+    table_len: usize,
+    /// Offsets of each sequence's segments; none if the lines are the sequences.
+    bounds: Option<Handle>,
+    count: usize,
+}
+
+/// Where the lines start, and where their last states go; `[lines, H, K, V]`.
+pub(crate) struct Ends {
+    pub start: Option<Handle>,
+    pub end: Handle,
+}
+
 /// One walk: what it reads and writes, and as what.
 pub(crate) struct Walk<'a> {
     pub spec: WalkSpec,
     pub left: &'a Handle,
     pub update: &'a Handle,
     pub right: &'a Handle,
-    pub start: Option<&'a Handle>,
-    pub end: &'a Handle,
+    pub ends: &'a Ends,
     pub out: (&'a Handle, ElemType),
     pub trace: Option<&'a Handle>,
     pub products: Option<&'a Handle>,
@@ -40,15 +54,94 @@ impl Launcher<'_, ScanBlueprint> {
         ChunkSpec { dims: self.problem.dims, padded: self.padded() }
     }
 
-    /// What a walk depends on.
-    pub fn walk_shape(&self, reversed: bool, start: Option<&Handle>) -> WalkShape {
+    /// The lines of the call.
+    pub fn lines(&self) -> Lines {
+        let table = self.problem.sequences.chunk_table(CHUNK);
+        let longest = self.problem.sequences.longest().div_ceil(CHUNK);
+        if longest <= self.blueprint.segment {
+            let (table, table_len) = self.table_handle();
+            return Lines { table, table_len, bounds: None, count: self.problem.num_sequences() };
+        }
+        let Segments { table, bounds } = table.segments(self.blueprint.segment);
+        Lines {
+            table: self.client.create_from_slice(u32::as_bytes(&table.words)),
+            table_len: table.words.len(),
+            bounds: Some(self.client.create_from_slice(u32::as_bytes(&bounds))),
+            count: table.num_sequences,
+        }
+    }
+
+    /// What a walk along the lines depends on.
+    pub fn shape(&self, lines: &Lines, ends: &Ends, reversed: bool) -> WalkShape {
         WalkShape {
             dims: self.problem.dims,
-            count: self.problem.num_sequences(),
+            count: lines.count,
             processors: self.limits.processors,
             reversed,
-            has_start: start.is_some(),
+            has_start: ends.start.is_some(),
         }
+    }
+
+    /// The states between the lines for a walk with `update` and `right`, from `start` to `end` of
+    /// the sequences: a first walk and `combine`, see [`combine`], if the lines are segments.
+    #[allow(clippy::too_many_arguments)]
+    pub fn ends(
+        &self,
+        made: &Prepared,
+        lines: &Lines,
+        reversed: bool,
+        [update, right]: [&Handle; 2],
+        start: Option<&Handle>,
+        end: &Handle,
+    ) -> Ends {
+        let Some(bounds) = &lines.bounds else {
+            return Ends { start: start.cloned(), end: end.clone() };
+        };
+        let dims = self.problem.dims;
+        let len = self.lines_len(lines);
+        let (added, starts) = (self.scratch(len), self.scratch(len));
+        let from_zero = Ends { start: None, end: added.clone() };
+        self.walk(
+            made,
+            lines,
+            Walk {
+                spec: WalkSpec::state(self.shape(lines, &from_zero, reversed)),
+                left: update,
+                update,
+                right,
+                ends: &from_zero,
+                out: (&starts, self.problem.dtype),
+                trace: None,
+                products: None,
+            },
+        );
+        let tasks = self.problem.num_sequences() * dims.heads * dims.key_dim;
+        // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
+        unsafe {
+            combine::gla_combine_kernel::launch_unchecked(
+                self.client,
+                cubes(tasks, &self.limits),
+                CubeDim::new_1d(combine::UNITS as u32),
+                start.map_or_else(|| self.table(), |start| arg(start, self.problem.state_len())),
+                arg(end, self.problem.state_len()),
+                arg(&added, len),
+                arg(&starts, len),
+                arg(&made.decays, self.num_chunks * dims.heads * self.padded()),
+                arg(&lines.table, lines.table_len),
+                arg(bounds, self.problem.num_sequences() + 1),
+                tasks,
+                dims,
+                self.padded(),
+                reversed,
+                start.is_some(),
+            );
+        }
+        Ends { start: Some(starts), end: added }
+    }
+
+    fn lines_len(&self, lines: &Lines) -> usize {
+        let dims = self.problem.dims;
+        lines.count * dims.heads * dims.key_dim * dims.value_dim
     }
 
     /// Kernel `prepare`, see [`prepare`].
@@ -90,10 +183,9 @@ impl Launcher<'_, ScanBlueprint> {
     }
 
     /// Kernel `walk`, see [`walk`].
-    pub fn walk(&self, made: &Prepared, walk: Walk) {
+    pub fn walk(&self, made: &Prepared, lines: &Lines, walk: Walk) {
         let spec = walk.spec;
-        let sequences = self.problem.num_sequences();
-        let tasks = spec.tiles() * spec.parts * spec.heads * sequences;
+        let tasks = spec.tiles() * spec.parts * spec.heads * lines.count;
         if tasks == 0 {
             return;
         }
@@ -114,6 +206,7 @@ impl Launcher<'_, ScanBlueprint> {
             None => none(),
         };
         let out_len = spec.parts * self.row_heads() * spec.width;
+        let ends_len = self.lines_len(lines);
         let read = |handle: &Handle, len: usize| if rows == 0 { none() } else { arg(handle, len) };
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
@@ -129,13 +222,13 @@ impl Launcher<'_, ScanBlueprint> {
                 read(walk.right, rows * spec.right_heads * spec.width / wide),
                 read(&made.decays, self.num_chunks * spec.heads * spec.padded),
                 read(&made.pairs, self.row_heads() * CHUNK / 8),
-                walk.start.map_or_else(none, |start| arg(start, self.problem.state_len())),
-                arg(walk.end, self.problem.state_len()),
-                if rows == 0 { none() } else { arg(walk.out.0, out_len / pair) },
+                walk.ends.start.as_ref().map_or_else(none, |start| arg(start, ends_len)),
+                arg(&walk.ends.end, ends_len),
+                if rows == 0 || !spec.emits { none() } else { arg(walk.out.0, out_len / pair) },
                 trace,
                 products,
-                self.table(),
-                sequences,
+                arg(&lines.table, lines.table_len),
+                lines.count,
                 rows,
                 self.num_chunks,
                 tasks,

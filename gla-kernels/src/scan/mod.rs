@@ -1,14 +1,16 @@
 //! The scan plan: states stay on chip, products run on tensor cores (`mma`).
 //!
-//! Four kernels make the forward and the backward:
+//! Five kernels make the forward and the backward:
 //!
 //! | kernel | per | what |
 //! |---|---|---|
 //! | [`prepare`] | chunk and head | the intra-chunk matrix `A`; queries and keys with their decay to the chunk's edges |
 //! | [`walk`] | sequence, head, columns | carries a state along the chunks and reads outputs off it: `o`; the shares of `dv`, `dk`, `dq` through the state |
+//! | [`combine`] | sequence, head, key channel | the states between segments, where sequences are long and few |
 //! | [`intra_grad`] | chunk and head | the shares of `dq` and `dk` inside the chunk, and `dg` |
 //! | [`crate::reduce`] | | head groups, scalar and fixed gates |
 
+pub mod combine;
 pub mod intra_grad;
 mod launch;
 mod levels;
@@ -19,6 +21,7 @@ pub mod walk;
 pub mod walk_spec;
 
 pub(crate) use plan::{backward, forward};
+use stage::Stage;
 use walk_spec::{WalkShape, WalkSpec};
 
 use crate::{Dims, SCAN_CHUNK};
@@ -56,7 +59,11 @@ pub(crate) fn shared_memory(dims: Dims, processors: usize) -> [(&'static str, us
         ("prepare", 2 * 8 * TILE + 4 * SLICE * GROUPS),
         ("the o walk", WalkSpec::values(shape(false)).shared_memory(2)),
         ("the dk walk", WalkSpec::keys(shape(true)).shared_memory(2)),
-        ("intra_grad", 2 * (LEVELS + 1) * TILE + 4 * (1 + intra_grad::CROSSING) * SLICE * GROUPS),
+        (
+            "intra_grad",
+            2 * (LEVELS * TILE + CHUNK * (CHUNK + 8))
+                + 4 * (1 + intra_grad::CROSSING) * SLICE * GROUPS,
+        ),
     ]
 }
 
@@ -67,4 +74,17 @@ pub struct ChunkSpec {
     pub dims: Dims,
     /// `dims.key_dim` rounded up to a multiple of 16: the width of what the plan stores itself.
     pub padded: usize,
+}
+
+impl ChunkSpec {
+    /// Tiles of `do` or `v`.
+    fn stage(&self, own_heads: usize) -> Stage {
+        Stage {
+            own_heads,
+            group: self.dims.heads / own_heads,
+            width: self.dims.value_dim,
+            cols: intra_grad::DEPTH,
+            units: CHUNK_UNITS,
+        }
+    }
 }

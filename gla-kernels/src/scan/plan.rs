@@ -7,18 +7,21 @@ use super::walk_spec::WalkSpec;
 use crate::launch::Launcher;
 use crate::{BackwardArgs, ForwardArgs, GateKind, ScanBlueprint};
 
-/// 1. `prepare`. 2. The `o` walk.
+/// 1. `prepare`. 2. The `o` walk, after the states between segments if there are any.
 pub(crate) fn forward(launcher: &Launcher<ScanBlueprint>, args: &ForwardArgs) {
     let made = launcher.prepare(&args.q, &args.k);
+    let lines = launcher.lines();
+    let (start, end) = (args.initial_state.as_ref(), &args.final_state);
+    let ends = launcher.ends(&made, &lines, false, [&made.kt, &args.v], start, end);
     launcher.walk(
         &made,
+        &lines,
         Walk {
-            spec: WalkSpec::values(launcher.walk_shape(false, args.initial_state.as_ref())),
+            spec: WalkSpec::values(launcher.shape(&lines, &ends, false)),
             left: &made.qt,
             update: &made.kt,
             right: &args.v,
-            start: args.initial_state.as_ref(),
-            end: &args.final_state,
+            ends: &ends,
             out: (&args.o, launcher.problem.dtype),
             trace: None,
             products: None,
@@ -35,18 +38,21 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
     let group = dims.heads / dims.kv_heads;
     let (q, k, v, d_o) = (&args.q, &args.k, &args.v, &args.d_o);
     let made = launcher.prepare(q, k);
+    let lines = launcher.lines();
     let unused = launcher.scratch(problem.state_len());
 
+    let (start, end) = (args.d_final.as_ref(), &args.dh0);
+    let ends = launcher.ends(&made, &lines, true, [&made.qt, d_o], start, end);
     let dv_heads = (group > 1).then(|| launcher.scratch(launcher.row_heads() * dims.value_dim));
     launcher.walk(
         &made,
+        &lines,
         Walk {
-            spec: WalkSpec::values(launcher.walk_shape(true, args.d_final.as_ref())),
+            spec: WalkSpec::values(launcher.shape(&lines, &ends, true)),
             left: &made.kt,
             update: &made.qt,
             right: d_o,
-            start: args.d_final.as_ref(),
-            end: &args.dh0,
+            ends: &ends,
             out: match &dv_heads {
                 None => (&args.dv, problem.dtype),
                 Some(scratch) => (scratch, f32_type),
@@ -59,36 +65,39 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
         launcher.reduce_heads(scratch, &args.dv, group, dims.value_dim, 1, problem.dtype);
     }
 
-    let spec = WalkSpec::keys(launcher.walk_shape(true, args.d_final.as_ref()));
+    // writes the same last states once more
+    let spec = WalkSpec::keys(launcher.shape(&lines, &ends, true));
     let len = spec.parts * launcher.row_heads() * spec.padded;
     let (dk_state, dq_state) = (launcher.scratch(len), launcher.scratch(len));
     let gated = dims.gate.is_some();
-    let trace = gated
-        .then(|| launcher.scratch_like(2 * launcher.num_chunks * dims.heads * spec.trace_pairs()));
-    let products = launcher.scratch(spec.shares() * launcher.num_chunks * dims.heads * spec.padded);
+    let chunk_heads = launcher.num_chunks * dims.heads;
+    let trace = gated.then(|| launcher.scratch_like(2 * chunk_heads * spec.trace_pairs()));
+    let products = launcher.scratch(spec.shares() * chunk_heads * spec.padded);
     launcher.walk(
         &made,
+        &lines,
         Walk {
             spec,
             left: v,
             update: d_o,
             right: &made.qt,
-            start: args.d_final.as_ref(),
-            end: &unused,
+            ends: &ends,
             out: (&dk_state, f32_type),
             trace: trace.as_ref(),
             products: None,
         },
     );
+    let start = args.initial_state.as_ref();
+    let ends = launcher.ends(&made, &lines, false, [&made.kt, v], start, &unused);
     launcher.walk(
         &made,
+        &lines,
         Walk {
-            spec: WalkSpec::keys(launcher.walk_shape(false, args.initial_state.as_ref())),
+            spec: WalkSpec::keys(launcher.shape(&lines, &ends, false)),
             left: d_o,
             update: v,
             right: &made.kt,
-            start: args.initial_state.as_ref(),
-            end: &unused,
+            ends: &ends,
             out: (&dq_state, f32_type),
             trace: trace.as_ref(),
             products: gated.then_some(&products),

@@ -99,7 +99,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
     let own_column = column0 + plane_column + lane / 4;
     let own_depth = depth0 + plane_row + 2 * (lane % 4);
 
-    let mut left_tile = Shared::<[E]>::new_aligned_slice(comptime!(CHUNK * depth_stride), 16usize);
+    let mut left_tile = Shared::<[E]>::new_aligned_slice(comptime!(spec.left_len()), 16usize);
     let mut update_tile =
         Shared::<[E]>::new_aligned_slice(comptime!(CHUNK * depth_stride), 16usize);
     let mut right_tile =
@@ -140,14 +140,18 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
     if count > 0 {
         let chunk = chunk_of(first_chunk, count, 0usize, spec.reversed);
         let rows = chunk_rows(table, num_sequences, chunk);
-        fetch::<E, D>(left, &mut next_deep, &rows, head, depth0, from_left);
+        if comptime!(spec.emits) {
+            fetch::<E, D>(left, &mut next_deep, &rows, head, depth0, from_left);
+        }
         fetch::<E, C>(right, &mut next_right, &rows, head, column0, from_right);
         if has_intra {
             fetch::<E, Const<8>>(intra, &mut next_intra, &rows, head, 0usize, from_intra);
         }
     }
     for step in 0..count {
-        put::<E, D>(&next_deep, &mut left_tile, from_left);
+        if comptime!(spec.emits) {
+            put::<E, D>(&next_deep, &mut left_tile, from_left);
+        }
         put::<E, C>(&next_right, &mut right_tile, from_right);
         if has_intra {
             put::<E, Const<8>>(&next_intra, &mut intra_tile, from_intra);
@@ -172,7 +176,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
 
         let mut acc = zero_tiles(8usize);
         #[unroll]
-        for d in 0..comptime!(plane_depth / 16) {
+        for d in 0..comptime!(if spec.emits { plane_depth / 16 } else { 0 }) {
             let mut low = Array::<Pair<E>>::new(2usize);
             let mut high = Array::<Pair<E>>::new(2usize);
             low[0] = Vector::cast_from(state[4 * d]);
@@ -227,7 +231,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
                 }
             }
         }
-        if comptime!(sharing > 1) {
+        if comptime!(sharing > 1 && spec.emits) {
             #[unroll]
             for i in 0..16usize {
                 exchange[i * units + unit] = acc[i];
@@ -277,7 +281,9 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
         if step + 1 < count {
             let chunk = chunk_of(first_chunk, count, step + 1, spec.reversed);
             let rows = chunk_rows(table, num_sequences, chunk);
-            fetch::<E, D>(left, &mut next_deep, &rows, head, depth0, from_left);
+            if comptime!(spec.emits) {
+                fetch::<E, D>(left, &mut next_deep, &rows, head, depth0, from_left);
+            }
             fetch::<E, C>(right, &mut next_right, &rows, head, column0, from_right);
             if has_intra {
                 fetch::<E, Const<8>>(intra, &mut next_intra, &rows, head, 0usize, from_intra);
@@ -286,7 +292,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
 
         let to = (part * num_rows + rows.start) * spec.heads + head;
         #[unroll]
-        for m in 0..4usize {
+        for m in 0..comptime!(if spec.emits { 4 } else { 0 }) {
             if takes_block(depth_plane, m, sharing) {
                 #[unroll]
                 for i in 0..4usize {

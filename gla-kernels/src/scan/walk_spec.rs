@@ -72,6 +72,8 @@ pub struct WalkSpec {
     pub trace: Trace,
     /// Whether the state starts from a buffer, or at zero.
     pub has_start: bool,
+    /// Whether there are outputs; without, the walk is after the last state alone.
+    pub emits: bool,
 }
 
 /// Depth that a cube holds at most.
@@ -129,6 +131,11 @@ impl WalkSpec {
         }
     }
 
+    /// The walk for the last state, or the gradient of the first if `reversed`.
+    pub fn state(shape: WalkShape) -> Self {
+        WalkSpec { emits: false, intra: Intra::None, ..Self::values(shape) }
+    }
+
     /// Tiles for a depth and a width: the widest with enough cubes for the device. Measured, see the
     /// log of the benches.
     fn tiled(shape: WalkShape, depth: usize, width: usize) -> Self {
@@ -166,6 +173,7 @@ impl WalkSpec {
             intra: Intra::None,
             trace: Trace::None,
             has_start: shape.has_start,
+            emits: true,
         }
     }
 
@@ -201,19 +209,25 @@ impl WalkSpec {
 
     /// Bytes of shared memory for elements of `size` bytes.
     pub fn shared_memory(&self, size: usize) -> usize {
-        let deep = 2 * CHUNK * (self.depth() + 8);
+        let deep = self.left_len() + CHUNK * (self.depth() + 8);
         let wide = CHUNK * (self.columns() + 8);
         let decays = if self.keys == KeyAxis::Depth { self.depth() } else { self.columns() };
         size * (deep + wide + self.pairs_len()) + 8 * self.exchange_len() + 4 * decays
     }
 
+    /// Elements of the tile of the intra-chunk matrix.
     pub fn pairs_len(&self) -> usize {
         if self.intra == Intra::None { 8 } else { CHUNK * (CHUNK + 8) }
     }
 
+    /// Elements of the tile of `left`.
+    pub fn left_len(&self) -> usize {
+        if self.emits { CHUNK * (self.depth() + 8) } else { 8 }
+    }
+
     /// Pairs of accumulators that planes exchange.
     pub fn exchange_len(&self) -> usize {
-        if self.depth_planes == 1 { 1 } else { 16 * self.units() }
+        if self.depth_planes == 1 || !self.emits { 1 } else { 16 * self.units() }
     }
 
     pub fn stage(&self, own_heads: usize, width: usize, cols: usize) -> Stage {

@@ -1,0 +1,76 @@
+//! Kernel `combine`: the states that the segments of a sequence start from.
+//!
+//! A first walk leaves what each segment adds to a state of zero; `start <- decay start + added`,
+//! along the segments, with the decay of all chunks of a segment.
+//!
+//! A cube owns one key channel of one head of one sequence; a unit, some columns.
+
+use cubecl::prelude::*;
+
+use crate::{Dims, SCAN_MAX_SEGMENTS};
+
+/// Units of a cube.
+pub const UNITS: usize = 64;
+
+/// * `start`, `end`: `[N, H, K, V]`, the states before and after the sequence; `start` is read if
+///   `has_start`
+/// * `added`: `[segments, H, K, V]`; `starts`: out, the same shape
+/// * `decays`: `[chunks, H, padded]`
+/// * `table`: segments as [`Segments`](crate::Segments) lists them; `bounds`: its bounds
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn gla_combine_kernel(
+    start: &[f32],
+    end: &mut [f32],
+    added: &[f32],
+    starts: &mut [f32],
+    decays: &[f32],
+    table: &[u32],
+    bounds: &[u32],
+    tasks: usize,
+    #[comptime] dims: Dims,
+    #[comptime] padded: usize,
+    #[comptime] reversed: bool,
+    #[comptime] has_start: bool,
+) {
+    let task = CUBE_POS;
+    if task >= tasks {
+        terminate!();
+    }
+    let i = task % dims.key_dim;
+    let head = (task / dims.key_dim) % dims.heads;
+    let sequence = task / comptime!(dims.key_dim * dims.heads);
+    let first = bounds[sequence] as usize;
+    let count = bounds[sequence + 1] as usize - first;
+    let unit = UNIT_POS as usize;
+
+    let mut totals = Shared::<[f32]>::new_slice(SCAN_MAX_SEGMENTS);
+    for segment in range_stepped(unit, count, UNITS) {
+        let chunk0 = table[2 * (first + segment)] as usize;
+        let chunks = table[2 * (first + segment) + 1] as usize;
+        let mut w = f32::new(1.0);
+        for chunk in chunk0..chunk0 + chunks {
+            w *= decays[(chunk * dims.heads + head) * padded + i];
+        }
+        totals[segment] = w;
+    }
+    sync_cube();
+
+    for j in range_stepped(unit, dims.value_dim, UNITS) {
+        let own = ((sequence * dims.heads + head) * dims.key_dim + i) * dims.value_dim + j;
+        let mut state = f32::new(0.0);
+        if has_start {
+            state = start[own];
+        }
+        for step in 0..count {
+            let mut segment = step;
+            if reversed {
+                segment = count - 1 - step;
+            }
+            let at = (((first + segment) * dims.heads + head) * dims.key_dim + i) * dims.value_dim;
+            starts[at + j] = state;
+            state = state * totals[segment] + added[at + j];
+        }
+        end[own] = state;
+    }
+}
