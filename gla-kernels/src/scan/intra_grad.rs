@@ -16,8 +16,8 @@
 use cubecl::prelude::*;
 
 use super::levels::{
-    Grads, accumulator_position, decay_of_groups, half_of, load_columns, read_inner, read_outer,
-    sum_of_half, write_inner, write_outer,
+    Grads, Sent, accumulator_position, add_sent, decay_of_groups, half_of, load_columns,
+    read_inner, read_outer, sum_of_half, write_inner, write_outer,
 };
 use super::stage::{fetch, held, put};
 use super::{CHUNK, ChunkSpec, GROUP, GROUPS, LEVELS, SLICE, STRIDE, TILE};
@@ -99,11 +99,7 @@ pub(crate) fn gla_scan_intra_grad_kernel<
         let i = slice * SLICE + channel;
         let one = f32::new(1.0);
         let x = load_columns::<E, G>(q, k, gate, &rows, head, i, one, dims);
-        let mut total = one;
-        #[unroll]
-        for r in 0..GROUP {
-            total *= x.decay[r];
-        }
+        let total = x.head[GROUP - 1];
         totals[group * SLICE + channel] = total;
         let at = group * comptime!(GROUP * STRIDE) + channel;
         write_inner::<E>(&x, &mut tiles, at, 0usize);
@@ -161,58 +157,34 @@ pub(crate) fn gla_scan_intra_grad_kernel<
         read_inner::<E>(&x, &tiles, at + 2 * TILE, &mut grads, 2usize);
         let cross = comptime!(SLICE * GROUPS);
         let own_sum = group * SLICE + channel;
-        read_outer::<E>(&x, &totals, &tiles, at + 3 * TILE, &mut grads, 3usize);
-        sums[own_sum] = read_outer::<E>(&x, &totals, &tiles, at + 4 * TILE, &mut grads, 4usize);
-        sums[cross + own_sum] =
-            read_outer::<E>(&x, &totals, &tiles, at + 5 * TILE, &mut grads, 5usize);
-
+        let mut sent = Sent { q: Array::new(GROUP), k: Array::new(GROUP) };
         // through the state: the whole chunk is the half
         let before = decay_of_groups(&totals, channel, 0usize, group);
         let after = decay_of_groups(&totals, channel, group + 1, GROUPS);
         let row0 = rows.start + group * GROUP;
-        let mut shares_q = Array::<f32>::new(GROUP);
-        let mut shares_k = Array::<f32>::new(GROUP);
-        #[unroll]
-        for r in 0..GROUP {
-            let valid = group * GROUP + r < rows.len && i < dims.key_dim;
-            let mut sum_q = f32::new(0.0);
-            let mut sum_k = f32::new(0.0);
-            #[unroll]
-            for part in 0..parts {
-                let from = ((part * num_rows + row0 + r) * dims.heads + head) * padded + i;
-                sum_q += read_or_zero::<S>(dq_state, from, valid);
-                sum_k += read_or_zero::<S>(dk_state, from, valid);
-            }
-            shares_q[r] = sum_q * scale;
-            shares_k[r] = sum_k;
-        }
-        let mut w = before;
-        #[unroll]
-        for r in 0..GROUP {
-            w *= x.decay[r];
-            let share = shares_q[r] * w;
-            grads.q[r] += share;
-            shares_q[r] = share * x.q[r];
-        }
-        let mut w = after;
-        #[unroll]
-        for step in 0..GROUP {
-            let r = GROUP - 1 - step;
-            let share = shares_k[r] * w;
-            w *= x.decay[r];
-            grads.k[r] += share;
-            shares_k[r] = share * x.k[r];
-        }
         let mut sum_q = f32::new(0.0);
         let mut sum_k = f32::new(0.0);
         #[unroll]
-        for step in 0..GROUP {
-            let r = GROUP - 1 - step;
-            sum_q += shares_q[r];
-            grads.gate[r] += sum_q;
-            grads.gate[step] += sum_k;
-            sum_k += shares_k[step];
+        for r in 0..GROUP {
+            let valid = group * GROUP + r < rows.len && i < dims.key_dim;
+            let mut share_q = f32::new(0.0);
+            let mut share_k = f32::new(0.0);
+            #[unroll]
+            for part in 0..parts {
+                let from = ((part * num_rows + row0 + r) * dims.heads + head) * padded + i;
+                share_q += read_or_zero::<S>(dq_state, from, valid);
+                share_k += read_or_zero::<S>(dk_state, from, valid);
+            }
+            sent.q[r] = share_q * scale * before;
+            sent.k[r] = share_k * after;
+            sum_q += x.q[r] * x.head[r] * sent.q[r];
+            sum_k += x.k[r] * x.tail[r] * sent.k[r];
         }
+        read_outer::<E>(&x, &totals, &tiles, at + 3 * TILE, &mut sent, 3usize);
+        sums[own_sum] = read_outer::<E>(&x, &totals, &tiles, at + 4 * TILE, &mut sent, 4usize);
+        sums[cross + own_sum] =
+            read_outer::<E>(&x, &totals, &tiles, at + 5 * TILE, &mut sent, 5usize);
+        add_sent(&x, &sent, &mut grads);
         sums[2 * cross + own_sum] = sum_q;
         sums[3 * cross + own_sum] = sum_k;
         sync_cube();

@@ -24,6 +24,10 @@ pub(crate) struct Columns {
     pub q: Column,
     pub k: Column,
     pub decay: Column,
+    /// Decay from the start of the group through the row.
+    pub head: Column,
+    /// Decay after the row to the end of the group.
+    pub tail: Column,
 }
 
 /// Reads a unit's rows of channel `i`: zero, and a decay of one, outside; queries times `scale`.
@@ -40,8 +44,13 @@ pub(crate) fn load_columns<E: Float, G: Float>(
     #[comptime] dims: Dims,
 ) -> Columns {
     let group = UNIT_POS as usize / SLICE;
-    let mut columns =
-        Columns { q: Array::new(GROUP), k: Array::new(GROUP), decay: Array::new(GROUP) };
+    let mut columns = Columns {
+        q: Array::new(GROUP),
+        k: Array::new(GROUP),
+        decay: Array::new(GROUP),
+        head: Array::new(GROUP),
+        tail: Array::new(GROUP),
+    };
     #[unroll]
     for r in 0..GROUP {
         let row = group * GROUP + r;
@@ -52,6 +61,15 @@ pub(crate) fn load_columns<E: Float, G: Float>(
         columns.q[r] = read_or_zero::<E>(q, q_at, valid) * scale;
         columns.k[r] = read_or_zero::<E>(k, k_at, valid);
         columns.decay[r] = decay_or_one::<G>(gate, at, head, i, valid, dims);
+    }
+    let mut head = f32::new(1.0);
+    let mut tail = f32::new(1.0);
+    #[unroll]
+    for r in 0..GROUP {
+        head *= columns.decay[r];
+        columns.head[r] = head;
+        columns.tail[GROUP - 1 - r] = tail;
+        tail *= columns.decay[GROUP - 1 - r];
     }
     columns
 }
@@ -132,19 +150,16 @@ pub(crate) fn write_outer<E: Float>(
 ) {
     let group = UNIT_POS as usize / SLICE;
     let half = half_of(group, level);
-    let mut w = decay_to_boundary(totals, UNIT_POS as usize % SLICE, group, &half);
+    let beyond = decay_to_boundary(totals, UNIT_POS as usize % SLICE, group, &half);
     if half.is_query {
         #[unroll]
         for r in 0..GROUP {
-            w *= x.decay[r];
-            out[at + r * STRIDE] = E::cast_from(x.q[r] * w);
+            out[at + r * STRIDE] = E::cast_from(x.q[r] * x.head[r] * beyond);
         }
     } else {
         #[unroll]
-        for step in 0..GROUP {
-            let r = GROUP - 1 - step;
-            out[at + r * STRIDE] = E::cast_from(x.k[r] * w);
-            w *= x.decay[r];
+        for r in 0..GROUP {
+            out[at + r * STRIDE] = E::cast_from(x.k[r] * x.tail[r] * beyond);
         }
     }
 }
@@ -209,52 +224,65 @@ pub(crate) fn read_inner<E: Float>(
     }
 }
 
-/// The shares of a level beyond the group; returns the sum of the group's terms of `dg`, which the
+/// What the rows of a group are sent from beyond it, with the decay up to the group: by the outer
+/// levels, and through the state.
+#[derive(CubeType)]
+pub(crate) struct Sent {
+    pub q: Column,
+    pub k: Column,
+}
+
+/// Adds what an outer level sends; returns the group's sum of the level's terms of `dg`, which the
 /// other groups of the same half add.
 #[cube]
 pub(crate) fn read_outer<E: Float>(
     x: &Columns,
     totals: &[f32],
-    sent: &[E],
+    tile: &[E],
     at: usize,
-    grads: &mut Grads,
+    sent: &mut Sent,
     #[comptime] level: usize,
 ) -> f32 {
     let group = UNIT_POS as usize / SLICE;
     let half = half_of(group, level);
-    let mut u = Array::<f32>::new(GROUP);
+    let beyond = decay_to_boundary(totals, UNIT_POS as usize % SLICE, group, &half);
     let mut sum = f32::new(0.0);
-    let mut w = decay_to_boundary(totals, UNIT_POS as usize % SLICE, group, &half);
     if half.is_query {
         #[unroll]
         for r in 0..GROUP {
-            w *= x.decay[r];
-            let share = w * f32::cast_from(sent[at + r * STRIDE]);
-            grads.q[r] += share;
-            u[r] = share * x.q[r];
-        }
-        #[unroll]
-        for step in 0..GROUP {
-            let r = GROUP - 1 - step;
-            sum += u[r];
-            grads.gate[r] += sum;
+            let share = beyond * f32::cast_from(tile[at + r * STRIDE]);
+            sent.q[r] += share;
+            sum += x.q[r] * x.head[r] * share;
         }
     } else {
         #[unroll]
-        for step in 0..GROUP {
-            let r = GROUP - 1 - step;
-            let share = w * f32::cast_from(sent[at + r * STRIDE]);
-            w *= x.decay[r];
-            grads.k[r] += share;
-            u[r] = share * x.k[r];
-        }
-        #[unroll]
         for r in 0..GROUP {
-            grads.gate[r] += sum;
-            sum += u[r];
+            let share = beyond * f32::cast_from(tile[at + r * STRIDE]);
+            sent.k[r] += share;
+            sum += x.k[r] * x.tail[r] * share;
         }
     }
     sum
+}
+
+/// The gradients of what was sent, and the running sums of their terms of `dg` within the group.
+#[cube]
+pub(crate) fn add_sent(x: &Columns, sent: &Sent, grads: &mut Grads) {
+    let mut to_end = f32::new(0.0);
+    let mut from_start = f32::new(0.0);
+    #[unroll]
+    for step in 0..GROUP {
+        let r = GROUP - 1 - step;
+        let share = x.head[r] * sent.q[r];
+        grads.q[r] += share;
+        to_end += x.q[r] * share;
+        grads.gate[r] += to_end;
+
+        let share = x.tail[step] * sent.k[step];
+        grads.k[step] += share;
+        grads.gate[step] += from_start;
+        from_start += x.k[step] * share;
+    }
 }
 
 /// What the other groups of a half add to every row of this one: those after it (queries), or those

@@ -61,11 +61,7 @@ pub(crate) fn gla_prepare_kernel<E: Float, G: Float>(
     for slice in 0..comptime!(padded.div_ceil(SLICE)) {
         let i = slice * SLICE + channel;
         let x = load_columns::<E, G>(q, k, gate, &rows, head, i, scale, dims);
-        let mut total = f32::new(1.0);
-        #[unroll]
-        for r in 0..GROUP {
-            total *= x.decay[r];
-        }
+        let total = x.head[GROUP - 1];
         totals[group * SLICE + channel] = total;
         let at = group * comptime!(GROUP * STRIDE) + channel;
         write_inner::<E>(&x, &mut tiles, at, 0usize);
@@ -234,21 +230,11 @@ fn write_edges<E: Float>(
 ) {
     let stride = comptime!(spec.dims.heads * spec.padded);
     let row0 = (UNIT_POS as usize / SLICE) * GROUP;
-    let mut w = before;
     #[unroll]
     for r in 0..GROUP {
-        w *= x.decay[r];
         if row0 + r < len {
-            qt[to + r * stride] = E::cast_from(x.q[r] * w);
+            qt[to + r * stride] = E::cast_from(x.q[r] * x.head[r] * before);
+            kt[to + r * stride] = E::cast_from(x.k[r] * x.tail[r] * after);
         }
-    }
-    let mut w = after;
-    #[unroll]
-    for step in 0..GROUP {
-        let r = GROUP - 1 - step;
-        if row0 + r < len {
-            kt[to + r * stride] = E::cast_from(x.k[r] * w);
-        }
-        w *= x.decay[r];
     }
 }
