@@ -16,8 +16,8 @@
 use cubecl::prelude::*;
 
 use super::levels::{
-    Grads, Sent, accumulator_position, add_sent, decay_of_groups, half_of, load_columns,
-    read_inner, read_outer, sum_of_half, write_inner, write_outer,
+    Grads, Sent, accumulator_position, add_sent, is_query, load_around, load_beyond, load_columns,
+    neighbour_adds, read_inner, read_outer, write_inner, write_outer,
 };
 use super::stage::{fetch, held, put};
 use super::{CHUNK, ChunkSpec, GROUP, GROUPS, LEVELS, SLICE, STRIDE, TILE};
@@ -31,7 +31,7 @@ use crate::components::{
 pub(crate) const CROSSING: usize = 4;
 
 /// * `q`: `[rows, H, K]`, `k`: `[rows, Hk, K]`, `v`: `[rows, Hk, V]`, `d_o`: `[rows, H, V]`
-/// * `dq_state`, `dk_state`: `[parts, rows, H, padded]`, without the decay to the chunk's edges
+/// * `dq_state`, `dk_state`: `[parts, chunks, H, padded, 64]`, without the decay to the chunk's edges
 /// * `products`: `[shares, chunks, H, padded]`
 /// * `dq`, `dk`: out, `[rows, H, K]`; `dg`: out, `[rows, H, K]` if there is a gate
 #[cube(launch_unchecked)]
@@ -39,7 +39,6 @@ pub(crate) const CROSSING: usize = 4;
 pub(crate) fn gla_scan_intra_grad_kernel<
     E: Float,
     G: Float,
-    S: Float,
     Q: Float,
     P: Float,
     R: Float,
@@ -50,22 +49,21 @@ pub(crate) fn gla_scan_intra_grad_kernel<
     v: &[Vector<E, N>],
     d_o: &[Vector<E, N>],
     gate: &[G],
-    dq_state: &[S],
-    dk_state: &[S],
+    dq_state: &[Vector<f32, Const<4>>],
+    dk_state: &[Vector<f32, Const<4>>],
     products: &[f32],
     dq: &mut [Q],
     dk: &mut [P],
     dg: &mut [R],
     table: &[u32],
     num_sequences: usize,
-    num_rows: usize,
     num_chunks: usize,
     tasks: usize,
     scale: f32,
     #[comptime] spec: ChunkSpec,
     #[comptime] parts: usize,
     #[comptime] shares: usize,
-    #[define(E, G, S, Q, P, R)] _dtypes: [ElemType; 6],
+    #[define(E, G, Q, P, R)] _dtypes: [ElemType; 5],
 ) {
     let dims = comptime!(spec.dims);
     let padded = comptime!(spec.padded);
@@ -106,9 +104,10 @@ pub(crate) fn gla_scan_intra_grad_kernel<
         write_inner::<E>(&x, &mut tiles, at + TILE, 1usize);
         write_inner::<E>(&x, &mut tiles, at + 2 * TILE, 2usize);
         sync_cube();
-        write_outer::<E>(&x, &totals, &mut tiles, at + 3 * TILE, 3usize);
-        write_outer::<E>(&x, &totals, &mut tiles, at + 4 * TILE, 4usize);
-        write_outer::<E>(&x, &totals, &mut tiles, at + 5 * TILE, 5usize);
+        let beyond = load_beyond(&totals);
+        write_outer::<E>(&x, one, &mut tiles, at + 3 * TILE, 3usize);
+        write_outer::<E>(&x, beyond.level4, &mut tiles, at + 4 * TILE, 4usize);
+        write_outer::<E>(&x, beyond.level5, &mut tiles, at + 5 * TILE, 5usize);
         sync_cube();
 
         let mut acc = zero_tiles(comptime!(2 * LEVELS));
@@ -159,62 +158,55 @@ pub(crate) fn gla_scan_intra_grad_kernel<
         let own_sum = group * SLICE + channel;
         let mut sent = Sent { q: Array::new(GROUP), k: Array::new(GROUP) };
         // through the state: the whole chunk is the half
-        let before = decay_of_groups(&totals, channel, 0usize, group);
-        let after = decay_of_groups(&totals, channel, group + 1, GROUPS);
-        let row0 = rows.start + group * GROUP;
         let mut sum_q = f32::new(0.0);
         let mut sum_k = f32::new(0.0);
         #[unroll]
-        for r in 0..GROUP {
-            let valid = group * GROUP + r < rows.len && i < dims.key_dim;
-            let mut share_q = f32::new(0.0);
-            let mut share_k = f32::new(0.0);
+        for quarter in 0..comptime!(GROUP / 4) {
+            let mut share_q = Vector::<f32, Const<4>>::new(0.0f32);
+            let mut share_k = Vector::<f32, Const<4>>::new(0.0f32);
             #[unroll]
             for part in 0..parts {
-                let from = ((part * num_rows + row0 + r) * dims.heads + head) * padded + i;
-                share_q += read_or_zero::<S>(dq_state, from, valid);
-                share_k += read_or_zero::<S>(dk_state, from, valid);
+                let from = ((part * num_chunks + chunk) * dims.heads + head) * padded
+                    + select(i < padded, i, 0usize);
+                let at = (from * CHUNK + group * GROUP) / 4 + quarter;
+                share_q = share_q + dq_state[at];
+                share_k = share_k + dk_state[at];
             }
-            sent.q[r] = share_q * scale * before;
-            sent.k[r] = share_k * after;
-            sum_q += x.q[r] * x.head[r] * sent.q[r];
-            sum_k += x.k[r] * x.tail[r] * sent.k[r];
+            #[unroll]
+            for e in 0..4usize {
+                let r = 4 * quarter + e;
+                sent.q[r] = share_q.extract(e) * scale * beyond.before;
+                sent.k[r] = share_k.extract(e) * beyond.after;
+                sum_q += x.q[r] * x.head[r] * sent.q[r];
+                sum_k += x.k[r] * x.tail[r] * sent.k[r];
+            }
         }
-        read_outer::<E>(&x, &totals, &tiles, at + 3 * TILE, &mut sent, 3usize);
-        sums[own_sum] = read_outer::<E>(&x, &totals, &tiles, at + 4 * TILE, &mut sent, 4usize);
+        read_outer::<E>(&x, one, &tiles, at + 3 * TILE, &mut sent, 3usize);
+        sums[own_sum] =
+            read_outer::<E>(&x, beyond.level4, &tiles, at + 4 * TILE, &mut sent, 4usize);
         sums[cross + own_sum] =
-            read_outer::<E>(&x, &totals, &tiles, at + 5 * TILE, &mut sent, 5usize);
+            read_outer::<E>(&x, beyond.level5, &tiles, at + 5 * TILE, &mut sent, 5usize);
         add_sent(&x, &sent, &mut grads);
         sums[2 * cross + own_sum] = sum_q;
         sums[3 * cross + own_sum] = sum_k;
         sync_cube();
 
-        let mut beyond = f32::new(0.0);
+        let mut common = f32::new(0.0);
         if comptime!(dims.gate.is_some()) {
-            let half = half_of(group, 4usize);
-            beyond +=
-                sum_of_half(&sums[0..cross], channel, group, half.is_query, half.first, half.end);
-            let half = half_of(group, 5usize);
-            beyond += sum_of_half(
-                &sums[cross..2 * cross],
-                channel,
-                group,
-                half.is_query,
-                half.first,
-                half.end,
-            );
-            beyond +=
-                sum_of_half(&sums[2 * cross..3 * cross], channel, group, true, 0usize, GROUPS);
-            beyond +=
-                sum_of_half(&sums[3 * cross..4 * cross], channel, group, false, 0usize, GROUPS);
+            common += neighbour_adds(&sums[0..cross]);
+            let level5 = load_around(&sums[cross..2 * cross]);
+            common += select(is_query(5usize), level5.later, level5.earlier);
+            common += load_around(&sums[2 * cross..3 * cross]).all_later;
+            common += load_around(&sums[3 * cross..4 * cross]).all_earlier;
             let mut product = f32::new(0.0);
             #[unroll]
             for share in 0..shares {
                 let from = ((share * num_chunks + chunk) * dims.heads + head) * padded + i;
                 product += read_or_zero::<f32>(products, from, i < padded);
             }
-            beyond += product * before * total * after;
+            common += product * beyond.before * total * beyond.after;
         }
+        let row0 = rows.start + group * GROUP;
         #[unroll]
         for r in 0..GROUP {
             if group * GROUP + r < rows.len && i < dims.key_dim {
@@ -222,7 +214,7 @@ pub(crate) fn gla_scan_intra_grad_kernel<
                 dq[to] = Q::cast_from(grads.q[r]);
                 dk[to] = P::cast_from(grads.k[r]);
                 if comptime!(dims.gate.is_some()) {
-                    dg[to] = R::cast_from(grads.gate[r] + beyond);
+                    dg[to] = R::cast_from(grads.gate[r] + common);
                 }
             }
         }

@@ -4,7 +4,7 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use super::walk_spec::{WalkShape, WalkSpec};
+use super::walk_spec::{KeyAxis, WalkShape, WalkSpec};
 use super::{CHUNK, CHUNK_UNITS, ChunkSpec, combine, intra_grad, prepare, walk};
 use crate::launch::{Launcher, arg, cubes};
 use crate::{ScanBlueprint, Segments};
@@ -194,7 +194,8 @@ impl Launcher<'_, ScanBlueprint> {
         let vector =
             |width: usize| [8, 4, 2].into_iter().find(|n| width.is_multiple_of(*n)).unwrap_or(1);
         let (deep, wide) = (vector(spec.depth_width), vector(spec.width));
-        let pair = wide.min(2);
+        // the walks by columns write channels as rows
+        let pair = if spec.keys == KeyAxis::Depth { wide.min(2) } else { 1 };
         let none = || self.table();
         let trace = match walk.trace {
             Some(trace) => arg(trace, self.num_chunks * spec.heads * spec.trace_pairs()),
@@ -205,7 +206,7 @@ impl Launcher<'_, ScanBlueprint> {
             Some(products) => arg(products, products_len),
             None => none(),
         };
-        let out_len = spec.parts * self.row_heads() * spec.width;
+        let out_len = spec.out_len(rows, self.num_chunks);
         let ends_len = self.lines_len(lines);
         let read = |handle: &Handle, len: usize| if rows == 0 { none() } else { arg(handle, len) };
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
@@ -245,7 +246,6 @@ impl Launcher<'_, ScanBlueprint> {
         [q, k, v, d_o]: [&Handle; 4],
         [dq_state, dk_state, products]: [&Handle; 3],
         walked: &WalkSpec,
-        state_type: ElemType,
         dq: (&Handle, ElemType),
         dk: (&Handle, ElemType),
         dg: (&Handle, ElemType),
@@ -258,7 +258,8 @@ impl Launcher<'_, ScanBlueprint> {
         }
         let (rows, row_heads) = (self.problem.rows(), self.row_heads());
         let gated = dims.gate.is_some();
-        let (parts, wide) = (walked.parts, vector(dims.value_dim));
+        let wide = vector(dims.value_dim);
+        let state_len = walked.out_len(rows, self.num_chunks);
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
             intra_grad::gla_scan_intra_grad_kernel::launch_unchecked(
@@ -271,22 +272,21 @@ impl Launcher<'_, ScanBlueprint> {
                 arg(v, rows * dims.kv_heads * dims.value_dim / wide),
                 arg(d_o, row_heads * dims.value_dim / wide),
                 self.gate(),
-                arg(dq_state, parts * row_heads * padded),
-                arg(dk_state, parts * row_heads * padded),
+                arg(dq_state, state_len / 4),
+                arg(dk_state, state_len / 4),
                 if gated { arg(products, walked.shares() * tasks * padded) } else { self.table() },
                 arg(dq.0, row_heads * dims.key_dim),
                 arg(dk.0, row_heads * dims.key_dim),
                 if gated { arg(dg.0, row_heads * dims.key_dim) } else { self.table() },
                 self.table(),
                 self.problem.num_sequences(),
-                rows,
                 self.num_chunks,
                 tasks,
                 self.problem.scale,
                 self.chunk_spec(),
-                parts,
+                walked.parts,
                 walked.shares(),
-                [self.problem.dtype, self.problem.gate_dtype, state_type, dq.1, dk.1, dg.1],
+                [self.problem.dtype, self.problem.gate_dtype, dq.1, dk.1, dg.1],
             );
         }
     }

@@ -74,40 +74,104 @@ pub(crate) fn load_columns<E: Float, G: Float>(
     columns
 }
 
-/// Product of the totals of the groups `from..to`; `totals`: `[GROUPS, SLICE]`.
+/// Whether a group is in the second half of its block at a level beyond the group: queries.
 #[cube]
-pub(crate) fn decay_of_groups(totals: &[f32], channel: usize, from: usize, to: usize) -> f32 {
-    let mut w = f32::new(1.0);
-    for group in from..to {
-        w *= totals[group * SLICE + channel];
-    }
-    w
+pub(crate) fn is_query(#[comptime] level: usize) -> bool {
+    let group = UNIT_POS as usize / SLICE;
+    group / comptime!((1usize << level) / GROUP) % 2 == 1
 }
 
-/// Where a group lies in a level that is longer than a group.
+/// Decays between a group and what lies beyond it.
 #[derive(CubeType, Clone, Copy)]
-pub(crate) struct Half {
-    /// In the second half of its block: queries.
-    pub is_query: bool,
-    /// First group of the half.
-    pub first: usize,
-    /// First group after it.
-    pub end: usize,
+pub(crate) struct Beyond {
+    /// From the boundary of level 4, or to it. (That of level 3 is the edge of the group.)
+    pub level4: f32,
+    /// Of level 5.
+    pub level5: f32,
+    /// From the start of the chunk.
+    pub before: f32,
+    /// To the end of the chunk.
+    pub after: f32,
+}
+
+/// `totals`: the decay of each group, `[8, SLICE]`.
+#[cube]
+pub(crate) fn load_beyond(totals: &[f32]) -> Beyond {
+    let group = UNIT_POS as usize / SLICE;
+    let one = f32::new(1.0);
+    let own = of_half(totals, group / 4);
+    let other = of_half(totals, 1 - group / 4);
+    let place = group % 4;
+    let before = select(place > 0, own[0], one)
+        * select(place > 1, own[1], one)
+        * select(place > 2, own[2], one);
+    let after = select(place < 1, own[1], one)
+        * select(place < 2, own[2], one)
+        * select(place < 3, own[3], one);
+    let others = (other[0] * other[1]) * (other[2] * other[3]);
+    let neighbour = totals[(group ^ 1) * SLICE + UNIT_POS as usize % SLICE];
+    let second = group >= 4;
+    Beyond {
+        level4: select(is_query(4usize) == (group % 2 == 1), neighbour, one),
+        level5: select(second, before, after),
+        before: select(second, others * before, before),
+        after: select(second, after, others * after),
+    }
+}
+
+/// The values of the first or second four groups, of `[8, SLICE]`.
+#[cube]
+fn of_half(values: &[f32], half: usize) -> Array<f32> {
+    let channel = UNIT_POS as usize % SLICE;
+    let mut four = Array::<f32>::new(4usize);
+    #[unroll]
+    for n in 0..4usize {
+        four[n] = values[(4 * half + n) * SLICE + channel];
+    }
+    four
+}
+
+/// What the other groups add to every row of this one, of their sums `[8, SLICE]` of a level or of
+/// the state's shares: in the same half those after it (queries), or those before it (keys).
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Around {
+    /// Of the four groups of the half.
+    pub later: f32,
+    pub earlier: f32,
+    /// Of the whole chunk.
+    pub all_later: f32,
+    pub all_earlier: f32,
 }
 
 #[cube]
-pub(crate) fn half_of(group: usize, #[comptime] level: usize) -> Half {
-    let groups = comptime!((1usize << level) / GROUP);
-    let half = group / groups;
-    Half { is_query: half % 2 == 1, first: half * groups, end: (half + 1) * groups }
+pub(crate) fn load_around(sums: &[f32]) -> Around {
+    let group = UNIT_POS as usize / SLICE;
+    let zero = f32::new(0.0);
+    let own = of_half(sums, group / 4);
+    let other = of_half(sums, 1 - group / 4);
+    let place = group % 4;
+    let earlier = select(place > 0, own[0], zero)
+        + select(place > 1, own[1], zero)
+        + select(place > 2, own[2], zero);
+    let later = select(place < 1, own[1], zero)
+        + select(place < 2, own[2], zero)
+        + select(place < 3, own[3], zero);
+    let others = (other[0] + other[1]) + (other[2] + other[3]);
+    let second = group >= 4;
+    Around {
+        later,
+        earlier,
+        all_later: select(second, later, later + others),
+        all_earlier: select(second, earlier + others, earlier),
+    }
 }
 
-/// Decay between a group and the boundary of the halves.
+/// The other group of the half at level 4.
 #[cube]
-pub(crate) fn decay_to_boundary(totals: &[f32], channel: usize, group: usize, half: &Half) -> f32 {
-    let from = select(half.is_query, half.first, group + 1);
-    let to = select(half.is_query, group, half.end);
-    decay_of_groups(totals, channel, from, to)
+pub(crate) fn neighbour_adds(sums: &[f32]) -> f32 {
+    let group = UNIT_POS as usize / SLICE;
+    let sum = sums[(group ^ 1) * SLICE + UNIT_POS as usize % SLICE];
+    select(is_query(4usize) == (group % 2 == 0), sum, f32::new(0.0))
 }
 
 /// A level inside a group: writes the second halves' rows of `q` with the decay from the boundary,
@@ -143,15 +207,12 @@ pub(crate) fn write_inner<E: Float>(
 #[cube]
 pub(crate) fn write_outer<E: Float>(
     x: &Columns,
-    totals: &[f32],
+    beyond: f32,
     out: &mut [E],
     at: usize,
     #[comptime] level: usize,
 ) {
-    let group = UNIT_POS as usize / SLICE;
-    let half = half_of(group, level);
-    let beyond = decay_to_boundary(totals, UNIT_POS as usize % SLICE, group, &half);
-    if half.is_query {
+    if is_query(level) {
         #[unroll]
         for r in 0..GROUP {
             out[at + r * STRIDE] = E::cast_from(x.q[r] * x.head[r] * beyond);
@@ -237,17 +298,14 @@ pub(crate) struct Sent {
 #[cube]
 pub(crate) fn read_outer<E: Float>(
     x: &Columns,
-    totals: &[f32],
+    beyond: f32,
     tile: &[E],
     at: usize,
     sent: &mut Sent,
     #[comptime] level: usize,
 ) -> f32 {
-    let group = UNIT_POS as usize / SLICE;
-    let half = half_of(group, level);
-    let beyond = decay_to_boundary(totals, UNIT_POS as usize % SLICE, group, &half);
     let mut sum = f32::new(0.0);
-    if half.is_query {
+    if is_query(level) {
         #[unroll]
         for r in 0..GROUP {
             let share = beyond * f32::cast_from(tile[at + r * STRIDE]);
@@ -283,24 +341,4 @@ pub(crate) fn add_sent(x: &Columns, sent: &Sent, grads: &mut Grads) {
         grads.gate[step] += from_start;
         from_start += x.k[step] * share;
     }
-}
-
-/// What the other groups of a half add to every row of this one: those after it (queries), or those
-/// before it (keys).
-#[cube]
-pub(crate) fn sum_of_half(
-    sums: &[f32],
-    channel: usize,
-    group: usize,
-    is_query: bool,
-    first: usize,
-    end: usize,
-) -> f32 {
-    let from = select(is_query, group + 1, first);
-    let to = select(is_query, end, group);
-    let mut sum = f32::new(0.0);
-    for other in from..to {
-        sum += sums[other * SLICE + channel];
-    }
-    sum
 }

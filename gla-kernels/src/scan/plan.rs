@@ -67,7 +67,7 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
 
     // writes the same last states once more
     let spec = WalkSpec::keys(launcher.shape(&lines, &ends, true));
-    let len = spec.parts * launcher.row_heads() * spec.padded;
+    let len = spec.out_len(problem.rows(), launcher.num_chunks);
     let (dk_state, dq_state) = (launcher.scratch(len), launcher.scratch(len));
     let gated = dims.gate.is_some();
     let chunk_heads = launcher.num_chunks * dims.heads;
@@ -114,7 +114,6 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
         [q, k, v, d_o],
         [&dq_state, &dk_state, &products],
         &spec,
-        f32_type,
         (&args.dq, problem.dtype),
         match &dk_heads {
             None => (&args.dk, problem.dtype),

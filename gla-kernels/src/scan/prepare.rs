@@ -13,7 +13,7 @@
 use cubecl::prelude::*;
 
 use super::levels::{
-    Columns, accumulator_position, decay_of_groups, load_columns, write_inner, write_outer,
+    Columns, accumulator_position, load_beyond, load_columns, write_inner, write_outer,
 };
 use super::{CHUNK, ChunkSpec, GROUP, GROUPS, SLICE, STRIDE, TILE};
 use crate::components::{Pair, chunk_rows, load_quad, multiply, right_of_plain, zero_tiles};
@@ -74,17 +74,16 @@ pub(crate) fn gla_prepare_kernel<E: Float, G: Float>(
         }
         sync_cube();
 
-        write_outer::<E>(&x, &totals, &mut tiles, at + 3 * TILE, 3usize);
-        write_outer::<E>(&x, &totals, &mut tiles, at + 4 * TILE, 4usize);
-        write_outer::<E>(&x, &totals, &mut tiles, at + 5 * TILE, 5usize);
+        let beyond = load_beyond(&totals);
+        write_outer::<E>(&x, f32::new(1.0), &mut tiles, at + 3 * TILE, 3usize);
+        write_outer::<E>(&x, beyond.level4, &mut tiles, at + 4 * TILE, 4usize);
+        write_outer::<E>(&x, beyond.level5, &mut tiles, at + 5 * TILE, 5usize);
         if i < padded {
-            let before = decay_of_groups(&totals, channel, 0usize, group);
-            let after = decay_of_groups(&totals, channel, group + 1, GROUPS);
             let row = rows.start + group * GROUP;
             let to = (row * dims.heads + head) * padded + i;
-            write_edges::<E>(&x, before, after, qt, kt, to, rows.len, spec);
+            write_edges::<E>(&x, beyond.before, beyond.after, qt, kt, to, rows.len, spec);
             if group == 0 {
-                decays[(chunk * dims.heads + head) * padded + i] = total * after;
+                decays[(chunk * dims.heads + head) * padded + i] = total * beyond.after;
             }
         }
         sync_cube();

@@ -37,7 +37,7 @@ use crate::components::{
 /// * `left`, `update`: `[rows, heads of each, depth_width]`; `right`: `[rows, its heads, width]`
 /// * `decays`: `[chunks, H, padded]`; `intra`: `[rows, H, 64]`
 /// * `start`, `end`: `[N, H, K, V]`
-/// * `out`: `[parts, rows, H, width]`
+/// * `out`: `[rows, H, width]` (`KeyAxis::Depth`), or `[parts, chunks, H, width, 64]`
 /// * `trace`: scratch `[chunks, H, trace_pairs]`
 /// * `products`: out of `Trace::Read`, `[shares, chunks, H, padded]`
 #[cube(launch_unchecked)]
@@ -308,7 +308,16 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
                     let row = m * 16 + lane / 4 + 8 * (i % 2);
                     let column = column0 + plane_column + 8 * (i / 2) + 2 * (lane % 4);
                     let at = (to + row * spec.heads) * spec.width + column;
-                    if row < rows.len {
+                    if !keys_deep {
+                        // for `intra_grad`, whose units read some rows of one channel
+                        if column < spec.width {
+                            let line = ((part * num_chunks + chunk) * spec.heads + head)
+                                * spec.width
+                                + column;
+                            out[line * CHUNK + row] = Vector::cast_from(pair.extract(0usize));
+                            out[(line + 1) * CHUNK + row] = Vector::cast_from(pair.extract(1usize));
+                        }
+                    } else if row < rows.len {
                         let size = W::value();
                         if comptime!(size == 2) {
                             if column < spec.width {

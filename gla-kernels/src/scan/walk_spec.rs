@@ -207,6 +207,14 @@ impl WalkSpec {
         self.tiles() * self.parts * (self.plane_depth / 4) * self.units()
     }
 
+    /// Elements of the output for so many rows and chunks.
+    pub const fn out_len(&self, rows: usize, chunks: usize) -> usize {
+        match self.keys {
+            KeyAxis::Depth => rows * self.heads * self.width,
+            KeyAxis::Columns => self.parts * chunks * self.heads * self.width * CHUNK,
+        }
+    }
+
     /// Bytes of shared memory for elements of `size` bytes.
     pub fn shared_memory(&self, size: usize) -> usize {
         let deep = self.left_len() + CHUNK * (self.depth() + 8);
