@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use crate::{
-    Blueprint, DeviceLimits, GlaError, Plan, Problem, Strategy, check_addressable, select,
+    Blueprint, DeviceLimits, GlaError, Problem, Strategy, check_addressable, scan, select,
 };
 
 /// Checks that [`forward`](fn@crate::forward) and [`backward`](fn@crate::backward) can run a problem
@@ -28,12 +28,20 @@ pub fn check_chunked(
         });
     }
     let dims = problem.dims;
-    let blueprint = select(strategy, problem, &DeviceLimits::of(client))?;
-    if blueprint.plan() == Plan::Split {
-        let spans = problem.sequences.spans();
-        let chunks: usize = spans.iter().map(|(_, len)| len.div_ceil(blueprint.chunk())).sum();
-        let states = chunks.saturating_mul(dims.heads * dims.key_dim * dims.value_dim);
-        check_allocation(client, "the states between chunks", states, 4)?;
+    let limits = DeviceLimits::of(client);
+    let blueprint = select(strategy, problem, &limits)?;
+    match blueprint {
+        Blueprint::Split(split) => {
+            let spans = problem.sequences.spans();
+            let chunks: usize = spans.iter().map(|(_, len)| len.div_ceil(split.chunk)).sum();
+            let states = chunks.saturating_mul(dims.heads * dims.key_dim * dims.value_dim);
+            check_allocation(client, "the states between chunks", states, 4)?;
+        }
+        Blueprint::Scan(own) => {
+            for (what, elements, size) in scan::scratch(problem, own, &limits) {
+                check_allocation(client, what, elements, size)?;
+            }
+        }
     }
     let pairs = (problem.rows() * dims.heads).saturating_mul(blueprint.chunk());
     check_allocation(client, "the intra-chunk matrix [B, T, H, chunk]", pairs, 4)?;

@@ -22,7 +22,11 @@ pub fn select(
             scan.validate(problem, limits)?;
             Ok(scan)
         }
-        Strategy::Inferred if scan.validate(problem, limits).is_ok() => Ok(scan),
+        Strategy::Inferred | Strategy::Chunk(SCAN_CHUNK)
+            if scan.validate(problem, limits).is_ok() =>
+        {
+            Ok(scan)
+        }
         Strategy::Inferred | Strategy::Plan(Plan::Split) => split(problem, None, limits),
         Strategy::Chunk(chunk) => split(problem, Some(chunk), limits),
     }
@@ -98,7 +102,7 @@ mod tests {
         DeviceLimits {
             shared_memory,
             units,
-            bindings: 8,
+            bindings: 32,
             cubes: (65535, 65535),
             processors: 132,
             mma: vec![],
@@ -154,6 +158,8 @@ mod tests {
         let brain = Problem { dtype: half, ..problem(100, 128, 256) };
         let plan = |problem: &Problem| select(Strategy::Inferred, problem, &cuda).unwrap().plan();
         assert_eq!(plan(&brain), Plan::Scan);
+        let chunk = |chunk| select(Strategy::Chunk(chunk), &brain, &cuda).unwrap().plan();
+        assert_eq!((chunk(64), chunk(32)), (Plan::Scan, Plan::Split));
         assert_eq!(plan(&problem(100, 128, 256)), Plan::Split);
         assert_eq!(plan(&Problem { dtype: half, ..problem(100, 512, 64) }), Plan::Split);
         let forced = |problem: &Problem, limits: &DeviceLimits| {
@@ -172,5 +178,29 @@ mod tests {
             forced(&brain, &limits(48 << 10, 1024)),
             "plan: the scan plan needs mma for bf16, the device has none"
         );
+    }
+
+    /// Whatever the tiles, the walks that are launched fit the device that was asked for.
+    #[test]
+    fn walks_fit_the_device() {
+        let half = ElemType::Float(FloatKind::BF16);
+        for shared_memory in [99 << 10, 163 << 10, 227 << 10] {
+            let mut checked = 0;
+            let device = DeviceLimits { mma: vec![half], ..limits(shared_memory, 1024) };
+            for (key_dim, value_dim) in
+                (16..=256).step_by(16).flat_map(|k| (16..=1024).step_by(48).map(move |v| (k, v)))
+            {
+                let problem = Problem { dtype: half, ..problem(4096, key_dim, value_dim) };
+                if select(Strategy::Plan(Plan::Scan), &problem, &device).is_err() {
+                    continue;
+                }
+                checked += 1;
+                for count in [1, 8, 64, 512] {
+                    let largest = crate::scan::largest_walk(problem.dims, count, &device);
+                    assert!(largest <= shared_memory, "{key_dim} {value_dim} {count}: {largest}");
+                }
+            }
+            assert!(checked > 150, "{shared_memory}: {checked} problems fit");
+        }
     }
 }

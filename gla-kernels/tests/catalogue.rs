@@ -8,7 +8,7 @@
 
 mod common;
 
-use common::{Prepared, devices};
+use common::{Prepared, TestDevice, devices};
 use gla_kernels::eval::{Case, CaseGate, RefDType, large, one_shape, small};
 use gla_kernels::{
     Blueprint, Instruction, Plan, ScanBlueprint, SplitBlueprint, Strategy, check_chunked,
@@ -27,13 +27,15 @@ fn run(set: Set, gate: CaseGate, dtype: RefDType) {
             continue;
         }
         let full = !device.is_software() || std::env::var("GLA_FULL").is_ok();
-        // shapes are a matter of indices, which do not depend on the type
+        // in the split plan shapes are a matter of indices, which do not depend on the type; the scan
+        // plan is for half precision alone
+        let all_shapes = dtype == RefDType::F32 || scans(&device, dtype, gate);
         let mut cases = match (set, full) {
-            (Set::Small, true) if dtype == RefDType::F32 => small(),
+            (Set::Small, true) if all_shapes => small(),
             (Set::Small, _) => one_shape(),
             (Set::Large, true) => large(),
             (Set::Large, false) => {
-                println!("left to hardware: {} large cases (GLA_FULL=1)", device.name);
+                println!("SKIPPED {} large cases: a software adapter (GLA_FULL=1)", device.name);
                 continue;
             }
         };
@@ -46,6 +48,14 @@ fn run(set: Set, gate: CaseGate, dtype: RefDType) {
         assert!(!cases.is_empty() || !filter.is_empty(), "no case is left to check");
         check(device.name, &device.client, &cases, dtype, RefDType::F32, Strategy::Inferred);
     }
+}
+
+/// Whether the scan plan runs by itself.
+fn scans(device: &TestDevice, dtype: RefDType, gate: CaseGate) -> bool {
+    let case = one_shape().into_iter().find(|case| case.gate == gate).expect("every gate");
+    let problem = Prepared::new(&case, dtype).problem;
+    check_chunked(&device.client, &problem, Strategy::Inferred)
+        .is_ok_and(|blueprint| blueprint.plan() == Plan::Scan)
 }
 
 fn check(
@@ -90,6 +100,8 @@ catalogue! {
     large_fixed_f32: Large, Fixed, F32;
     large_scalar_f32: Large, Scalar, F32;
     large_vector_f32: Large, Vector, F32;
+    large_none_brain: Large, None, BF16;
+    large_scalar_half: Large, Scalar, F16;
     large_vector_half: Large, Vector, F16;
     large_vector_brain: Large, Vector, BF16;
 }
@@ -128,24 +140,48 @@ fn plans_agree() {
                 "vector-mixed-b2-t65-k33-v20-h4-kv2-init-final",
                 "vector-ls1-t130-k33-v20-h4-kv2-init-final",
             ]);
-            let problem = Prepared::new(&few[0], dtype).problem;
-            let scan = check_chunked(&device.client, &problem, Strategy::Plan(Plan::Scan));
-            match scan {
-                Err(why) => println!("{} has the split plan only: {why}", device.name),
-                Ok(_) => {
-                    let inferred = check_chunked(&device.client, &problem, Strategy::Inferred);
-                    assert_eq!(inferred.expect("it fits").plan(), Plan::Scan);
-                    let short = Blueprint::Scan(ScanBlueprint { segment: 1 });
-                    for strategy in [
-                        Strategy::Plan(Plan::Scan),
-                        Strategy::Plan(Plan::Split),
-                        Strategy::Forced(short),
-                    ] {
-                        let f32 = RefDType::F32;
-                        check(device.name, &device.client, &few, dtype, f32, strategy);
-                    }
-                }
+            if !has_scan(&device, dtype) {
+                continue;
             }
+            let short = Blueprint::Scan(ScanBlueprint { segment: 1 });
+            for strategy in
+                [Strategy::Plan(Plan::Scan), Strategy::Plan(Plan::Split), Strategy::Forced(short)]
+            {
+                check(device.name, &device.client, &few, dtype, RefDType::F32, strategy);
+            }
+        }
+    }
+}
+
+/// Whether the device has the scan plan for the type; says so if not. CUDA has it.
+fn has_scan(device: &TestDevice, dtype: RefDType) -> bool {
+    let scans = scans(device, dtype, CaseGate::Vector);
+    assert!(scans || device.name != "cuda", "no scan plan for {dtype:?} on CUDA");
+    if !scans {
+        println!("SKIPPED {} {dtype:?}: no tensor cores for the scan plan", device.name);
+    }
+    scans
+}
+
+/// Widths in one and several parts, and calls with enough cubes for the wider tiles.
+#[test]
+fn scan_widths() {
+    for device in devices() {
+        for dtype in [RefDType::F16, RefDType::BF16] {
+            if !has_scan(&device, dtype) {
+                continue;
+            }
+            let cases = cases(&[
+                "vector-ls1-t130-k256-v512-h2-init-final",
+                "vector-mixed-cu0.5.5.64.200-k256-v300-h4-kv2-init-final",
+                "scalar-ls1-b2-t65-k192-v385-h2-final",
+                "none-b2-t65-k80-v24-h2-init",
+                "vector-ls16-t1200-k64-v64-h1-init-final",
+                "vector-ls1-b64-t65-k128-v64-h4-final",
+                "vector-ls1-b32-t65-k256-v256-h2",
+            ]);
+            let f32 = RefDType::F32;
+            check(device.name, &device.client, &cases, dtype, f32, Strategy::Inferred);
         }
     }
 }

@@ -70,8 +70,8 @@ pub struct GlaOptions {
     /// Bounds of packed sequences (`B = 1`): `N + 1` rising offsets from 0 to `T`. Equal neighbours
     /// make an empty sequence, whose state stays as it is.
     pub cu_seqlens: Option<Vec<usize>>,
-    /// Chunk length of the kernels, 16, 32 or 64; chosen by problem and device if absent. The
-    /// portable path on the CPU has its own.
+    /// Chunk length of the kernels, 16, 32 or 64; chosen by problem and device if absent. The scan
+    /// plan, which runs on tensor cores, has 64 only. The portable path on the CPU has its own.
     pub chunk: Option<usize>,
     /// How the forward is computed.
     pub form: Form,

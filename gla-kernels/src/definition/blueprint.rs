@@ -16,7 +16,8 @@ pub const CHUNKS: &[usize] = &[16, 32, 64];
 /// Tile widths that exist.
 pub const COLS: &[usize] = &[64, 32, 16];
 
-/// Storage buffers that the largest kernel binds, its metadata included: WebGPU's guaranteed 8.
+/// Storage buffers that the largest kernel of the split plan and the recurrent one bind, metadata
+/// included: WebGPU's guaranteed 8.
 pub const MAX_BINDINGS: usize = 8;
 
 /// How tiles are multiplied.
@@ -119,12 +120,7 @@ impl ScanBlueprint {
             let message = "the scan plan takes no fixed gate".to_string();
             return Err(GlaError::Argument { name: "plan", message });
         }
-        for (kernel, requested) in scan::shared_memory(problem.dims, limits.processors) {
-            let available = limits.shared_memory;
-            if requested > available {
-                return Err(GlaError::SharedMemory { kernel, requested, available });
-            }
-        }
+        scan::validate(problem.dims, limits)?;
         let chunks = problem.sequences.longest().div_ceil(SCAN_CHUNK);
         if self.segment == 0 || chunks.div_ceil(self.segment) > SCAN_MAX_SEGMENTS {
             let message = format!(
@@ -212,7 +208,7 @@ pub enum Strategy {
     /// From the problem and the device.
     #[default]
     Inferred,
-    /// As inferred, with this chunk length; the scan plan has one only.
+    /// As inferred, with this chunk length: of the scan plan's or shorter.
     Chunk(usize),
     /// As inferred, with this plan.
     Plan(Plan),

@@ -77,6 +77,7 @@ impl Launcher<'_, ScanBlueprint> {
             dims: self.problem.dims,
             count: lines.count,
             processors: self.limits.processors,
+            shared_memory: self.limits.shared_memory,
             reversed,
             has_start: ends.start.is_some(),
         }

@@ -24,7 +24,7 @@ pub(crate) use plan::{backward, forward};
 use stage::Stage;
 use walk_spec::{WalkShape, WalkSpec};
 
-use crate::{Dims, SCAN_CHUNK};
+use crate::{DeviceLimits, Dims, GlaError, Problem, SCAN_CHUNK, ScanBlueprint};
 
 /// Rows of a chunk.
 pub const CHUNK: usize = SCAN_CHUNK;
@@ -51,19 +51,85 @@ pub const STRIDE: usize = SLICE + 8;
 /// Elements of one `[CHUNK, SLICE]` tile in shared memory.
 pub const TILE: usize = CHUNK * STRIDE;
 
-/// Bytes of shared memory of each kernel, for elements of two bytes.
-pub(crate) fn shared_memory(dims: Dims, processors: usize) -> [(&'static str, usize); 4] {
-    let shape = |reversed| WalkShape { dims, count: 1, processors, reversed, has_start: false };
-    // the tiles of a call with many cubes hold less
-    [
-        ("prepare", 2 * 8 * TILE + 4 * SLICE * GROUPS),
-        ("the o walk", WalkSpec::values(shape(false)).shared_memory(2)),
-        ("the dk walk", WalkSpec::keys(shape(true)).shared_memory(2)),
-        (
-            "intra_grad",
-            2 * (LEVELS * TILE + CHUNK * (CHUNK + 8))
-                + 4 * (1 + intra_grad::CROSSING) * SLICE * GROUPS,
-        ),
+/// Storage buffers that the largest kernel binds, its metadata included.
+pub const BINDINGS: usize = 12;
+
+/// Checks that the device has room for the kernels.
+pub(crate) fn validate(dims: Dims, limits: &DeviceLimits) -> Result<(), GlaError> {
+    let shape = |reversed| WalkShape {
+        dims,
+        count: 1,
+        processors: limits.processors,
+        shared_memory: limits.shared_memory,
+        reversed,
+        has_start: true,
+    };
+    let (values, keys) = (WalkSpec::values(shape(true)), WalkSpec::keys(shape(true)));
+    let sums = 4 * (1 + intra_grad::CROSSING) * SLICE * GROUPS;
+    let needs = [
+        ("prepare", 2 * 8 * TILE + 4 * SLICE * GROUPS, CHUNK_UNITS),
+        ("walk", values.shared_memory(2), values.units()),
+        ("walk", keys.shared_memory(2), keys.units()),
+        ("intra_grad", 2 * (LEVELS * TILE + CHUNK * (CHUNK + 8)) + sums, CHUNK_UNITS),
+    ];
+    for (kernel, requested, units) in needs {
+        if requested > limits.shared_memory {
+            let available = limits.shared_memory;
+            return Err(GlaError::SharedMemory { kernel, requested, available });
+        }
+        if units > limits.units {
+            return Err(GlaError::Units { kernel, requested: units, available: limits.units });
+        }
+    }
+    if limits.bindings < BINDINGS {
+        return Err(GlaError::Bindings { requested: BINDINGS, available: limits.bindings });
+    }
+    Ok(())
+}
+
+/// Bytes of shared memory of the largest walk for so many lines.
+#[cfg(test)]
+pub(crate) fn largest_walk(dims: Dims, count: usize, limits: &DeviceLimits) -> usize {
+    let shape = |reversed| WalkShape {
+        dims,
+        count,
+        processors: limits.processors,
+        shared_memory: limits.shared_memory,
+        reversed,
+        has_start: true,
+    };
+    [false, true]
+        .into_iter()
+        .flat_map(|reversed| [WalkSpec::values(shape(reversed)), WalkSpec::keys(shape(reversed))])
+        .map(|spec| spec.shared_memory(2))
+        .max()
+        .unwrap_or(0)
+}
+
+/// The scratch of a call: what, how many elements, of how many bytes.
+pub(crate) fn scratch(
+    problem: &Problem,
+    blueprint: ScanBlueprint,
+    limits: &DeviceLimits,
+) -> Vec<(&'static str, usize, usize)> {
+    let dims = problem.dims;
+    let table = problem.sequences.chunk_table(CHUNK);
+    let segments = table.segments(blueprint.segment).table.num_sequences;
+    let keys = WalkSpec::keys(WalkShape {
+        dims,
+        count: segments,
+        processors: limits.processors,
+        shared_memory: limits.shared_memory,
+        reversed: true,
+        has_start: true,
+    });
+    let size = problem.dtype.size();
+    let chunk_heads = table.num_chunks * dims.heads;
+    vec![
+        ("queries with their decay", problem.rows() * dims.heads * keys.padded, size),
+        ("the states between segments", segments * dims.heads * dims.key_dim * dims.value_dim, 4),
+        ("the state gradients between chunks", 2 * chunk_heads * keys.trace_pairs(), size),
+        ("shares of the key gradient", keys.out_len(problem.rows(), table.num_chunks), 4),
     ]
 }
 

@@ -79,9 +79,9 @@ pub struct WalkSpec {
 /// Depth that a cube holds at most.
 const MAX_DEPTH: usize = 256;
 
-/// Depth that a plane holds at most, 64 accumulators a lane, and columns of a cube in planes; narrower
-/// ones for calls with few cubes.
-const TILES: [(usize, usize); 3] = [(128, 4), (64, 4), (64, 2)];
+/// Depth that a plane holds at most, and columns of a cube in planes. The third makes the most cubes,
+/// the last takes the least shared memory.
+const TILES: [(usize, usize); 4] = [(128, 4), (64, 4), (64, 2), (128, 2)];
 
 /// What a walk depends on.
 #[derive(Clone, Copy, Debug)]
@@ -92,6 +92,8 @@ pub(crate) struct WalkShape {
     pub count: usize,
     /// Multiprocessors of the device.
     pub processors: usize,
+    /// Bytes of shared memory that a cube may use.
+    pub shared_memory: usize,
     /// Last chunk first.
     pub reversed: bool,
     /// Whether the state starts from a buffer, or at zero.
@@ -101,6 +103,42 @@ pub(crate) struct WalkShape {
 impl WalkSpec {
     /// The walk for `o`, or `dv` if `reversed`.
     pub fn values(shape: WalkShape) -> Self {
+        Self::chosen(shape, Self::values_with)
+    }
+
+    /// The walk for `dq`, or `dk` if `reversed`.
+    pub fn keys(shape: WalkShape) -> Self {
+        Self::chosen(shape, Self::keys_with)
+    }
+
+    /// The walk for the last state, or the gradient of the first if `reversed`.
+    pub fn state(shape: WalkShape) -> Self {
+        Self::chosen(shape, |shape, tile| WalkSpec {
+            emits: false,
+            intra: Intra::None,
+            ..Self::values_with(shape, tile)
+        })
+    }
+
+    /// The widest tile with enough cubes for the device among those that fit it; measured, see the
+    /// log of the benches.
+    fn chosen(shape: WalkShape, make: impl Fn(WalkShape, (usize, usize)) -> Self) -> Self {
+        let specs = TILES.map(|tile| make(shape, tile));
+        let fits = |spec: &&WalkSpec| spec.shared_memory(2) <= shape.shared_memory;
+        let enough = |spec: &&WalkSpec| {
+            let cubes = shape.count * spec.heads * spec.parts * spec.tiles();
+            // with the depth in one or two planes a processor takes two cubes
+            let wanted = match spec.plane_depth > 64 {
+                true => 3 * shape.processors / 2,
+                false => 7 * shape.processors / 8,
+            };
+            cubes >= wanted
+        };
+        let first = specs[..3].iter().filter(fits).find(enough);
+        *first.or(specs[2..].iter().find(fits)).unwrap_or(&specs[3])
+    }
+
+    fn values_with(shape: WalkShape, tile: (usize, usize)) -> Self {
         let WalkShape { dims, reversed, .. } = shape;
         WalkSpec {
             left_heads: dims.heads,
@@ -109,12 +147,11 @@ impl WalkSpec {
             keys: KeyAxis::Depth,
             intra: if reversed { Intra::Upper } else { Intra::Lower },
             trace: Trace::None,
-            ..Self::tiled(shape, dims.key_dim.next_multiple_of(16), dims.value_dim)
+            ..Self::tiled(shape, tile, dims.key_dim.next_multiple_of(16), dims.value_dim)
         }
     }
 
-    /// The walk for `dq`, or `dk` if `reversed`.
-    pub fn keys(shape: WalkShape) -> Self {
+    fn keys_with(shape: WalkShape, tile: (usize, usize)) -> Self {
         let WalkShape { dims, reversed, .. } = shape;
         WalkSpec {
             left_heads: if reversed { dims.kv_heads } else { dims.heads },
@@ -127,34 +164,15 @@ impl WalkSpec {
                 (true, true) => Trace::Write,
                 (true, false) => Trace::Read,
             },
-            ..Self::tiled(shape, dims.value_dim, dims.key_dim.next_multiple_of(16))
+            ..Self::tiled(shape, tile, dims.value_dim, dims.key_dim.next_multiple_of(16))
         }
     }
 
-    /// The walk for the last state, or the gradient of the first if `reversed`.
-    pub fn state(shape: WalkShape) -> Self {
-        WalkSpec { emits: false, intra: Intra::None, ..Self::values(shape) }
-    }
-
-    /// Tiles for a depth and a width: the widest with enough cubes for the device. Measured, see the
-    /// log of the benches.
-    fn tiled(shape: WalkShape, depth: usize, width: usize) -> Self {
+    /// Tiles for a depth and a width; the operands are still to be told.
+    fn tiled(shape: WalkShape, tile: (usize, usize), depth: usize, width: usize) -> Self {
         let parts = depth.div_ceil(MAX_DEPTH);
         let part_depth = depth.div_ceil(parts);
-        let cubes =
-            |columns: usize| shape.count * shape.dims.heads * parts * width.div_ceil(16 * columns);
-        let enough = |(plane_depth, columns): (usize, usize)| {
-            // with the depth in few planes a processor takes two cubes
-            let wanted = if plane_depth == 128 {
-                3 * shape.processors / 2
-            } else {
-                7 * shape.processors / 8
-            };
-            cubes(columns) >= wanted
-        };
-        let chosen = TILES.into_iter().find(|&tile| enough(tile)).unwrap_or(TILES[2]);
-        let depth_planes = part_depth.div_ceil(chosen.0);
-        let plane_depth = part_depth.div_ceil(depth_planes).next_multiple_of(16);
+        let depth_planes = part_depth.div_ceil(tile.0);
         WalkSpec {
             heads: shape.dims.heads,
             left_heads: 0,
@@ -162,9 +180,9 @@ impl WalkSpec {
             right_heads: 0,
             depth_width: depth,
             width,
-            plane_depth,
+            plane_depth: part_depth.div_ceil(depth_planes).next_multiple_of(16),
             depth_planes,
-            column_planes: width.div_ceil(16).min(chosen.1),
+            column_planes: width.div_ceil(16).min(tile.1),
             parts,
             state: (shape.dims.key_dim, shape.dims.value_dim),
             padded: shape.dims.key_dim.next_multiple_of(16),
