@@ -8,6 +8,7 @@ use burn::backend::{DType, TensorData, TensorMetadata};
 use gla_burn::portable::{self, Args, Grads};
 use gla_kernels::GateKind;
 use gla_kernels::eval::{ABS_FLOOR, Case, RefGate, RefInputs, check, problems, reference};
+use proptest::prelude::*;
 
 type Tensor = FloatTensor<Flex>;
 
@@ -154,6 +155,30 @@ fn every_length_around_a_chunk() {
         .map(|id| Case::parse(&id).unwrap())
         .collect();
     assert_all(&cases, DType::F32, 1e-4);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Sequences of any lengths in one row, empty ones among them and at both ends.
+    #[test]
+    fn any_packing_matches_the_reference(
+        gate in prop::sample::select(&["none", "fixed-ls0.1", "scalar-mixed", "vector-mixed"]),
+        lengths in prop::collection::vec(prop_oneof![2 => Just(0), 5 => 1usize..80], 1..7),
+        (k, v, kv, group) in (1usize..20, 1usize..20, 1usize..3, 1usize..3),
+        (init, parallel) in any::<(bool, bool)>(),
+    ) {
+        let mut bounds = String::from("0");
+        let mut end = 0;
+        for length in lengths {
+            end += length;
+            bounds += &format!(".{end}");
+        }
+        let init = if init { "-init" } else { "" };
+        let id = format!("{gate}-cu{bounds}-k{k}-v{v}-h{}-kv{kv}{init}-final", kv * group);
+        let errors = compare(&Case::parse(&id).unwrap(), DType::F32, 1e-4, parallel);
+        prop_assert!(errors.is_empty(), "{}", errors.join("\n"));
+    }
 }
 
 /// Large enough to be cut into rows, sequences and heads.

@@ -17,41 +17,23 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use burn::module::Module;
 use burn::optim::ModuleOptimizer;
 use burn::store::ModuleRecord;
-use serde::{Deserialize, Serialize};
 
 use crate::config::CONFIG_FILE;
-use crate::hash::fnv1a;
 use crate::progress::LOG_FILE;
+
+mod state;
+
+pub use state::State;
 
 const MODEL: &str = "model.bpk";
 const OPTIMIZER: &str = "optimizer.bpk";
 const STATE: &str = "state.json";
 /// Ends the name of a checkpoint that makes room for a newer one of the same step.
 const REPLACED: &str = ".replaced";
-
-/// `state.json`: what a checkpoint says about itself.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct State {
-    /// Steps done.
-    pub step: usize,
-    /// Validation score after them, in bits per byte.
-    pub valid_bits: f64,
-    /// Seconds of training up to here, over all parts of the run.
-    pub seconds: f64,
-    /// The records beside it.
-    files: Vec<Stored>,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Stored {
-    name: String,
-    bytes: u64,
-    fnv1a: String,
-}
 
 /// A checkpoint whose records have been compared with its state.
 #[derive(Debug)]
@@ -129,15 +111,10 @@ impl RunFolder {
             optimizer.save(partial.join(OPTIMIZER))?;
             for file in [MODEL, OPTIMIZER] {
                 let path = partial.join(file);
-                let bytes = fs::read(&path)?;
+                state.add(file, &fs::read(&path)?);
                 // the folder must not get its name before its content is on disk; some systems sync
                 // only what is open for writing
                 File::options().write(true).open(&path)?.sync_all()?;
-                state.files.push(Stored {
-                    name: file.to_string(),
-                    bytes: bytes.len() as u64,
-                    fnv1a: format!("{:016x}", fnv1a(&bytes)),
-                });
             }
             let json = serde_json::to_string_pretty(&state)?;
             write_file(&partial.join(STATE), json.as_bytes())?;
@@ -155,15 +132,15 @@ impl RunFolder {
             }
             Ok(())
         };
-        let result = write();
-        result.with_context(|| format!("cannot write checkpoint {}", partial.display()))?;
+        write().map_err(|error| named("cannot write checkpoint", &partial, &error))?;
         self.prune(keep.max(1))
     }
 
     fn prune(&self, keep: usize) -> Result<()> {
         let mut old = list(&self.path)?;
         old.truncate(old.len().saturating_sub(keep));
-        let best = best(&self.path)?;
+        // a checkpoint without a readable state has no score to be kept for
+        let best = best(&self.path, |_, _| {})?;
         for (_, path) in old {
             if Some(&path) != best.as_ref() {
                 self.remove(&path)?;
@@ -182,43 +159,35 @@ impl RunFolder {
     }
 }
 
-impl State {
-    /// A state whose records are yet to be written.
-    pub fn new(step: usize, valid_bits: f64, seconds: f64) -> Self {
-        Self { step, valid_bits, seconds, files: Vec::new() }
-    }
-}
-
 impl Checkpoint {
-    /// Read the state of the checkpoint at `path` and compare its records with it.
+    /// Read the state of the checkpoint at `path` and compare both records with it.
     ///
     /// # Errors
     ///
     /// Names the file that is missing, truncated or altered, and the sizes.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_records(path, &[MODEL, OPTIMIZER])
+    }
+
+    /// As [`open`](Self::open), for [`load_model`](Self::load_model) alone: the optimizer may be
+    /// damaged or missing.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open), but not about the optimizer.
+    pub fn open_model(path: &Path) -> Result<Self> {
+        Self::open_records(path, &[MODEL])
+    }
+
+    fn open_records(path: &Path, records: &[&str]) -> Result<Self> {
         let state_path = path.join(STATE);
-        let text = fs::read_to_string(&state_path)
+        let state = State::read(&state_path)
             .with_context(|| format!("cannot read checkpoint file {}", state_path.display()))?;
-        let state: State = serde_json::from_str(&text)
-            .with_context(|| format!("{} is no state of a checkpoint", state_path.display()))?;
-        for stored in &state.files {
-            let file = path.join(&stored.name);
-            let bytes = fs::read(&file)
-                .with_context(|| format!("cannot read checkpoint file {}", file.display()))?;
-            ensure!(
-                bytes.len() as u64 == stored.bytes,
-                "{} has {} bytes, but was written with {}: it is truncated or was altered",
-                file.display(),
-                bytes.len(),
-                stored.bytes
-            );
-            let hash = format!("{:016x}", fnv1a(&bytes));
-            ensure!(
-                hash == stored.fnv1a,
-                "{} has the hash {hash}, but was written with {}: it is damaged",
-                file.display(),
-                stored.fnv1a
-            );
+        for name in records {
+            let stored = state.record(name);
+            let stored =
+                stored.with_context(|| format!("{} does not list {name}", state_path.display()))?;
+            stored.compare(&path.join(name))?;
         }
         Ok(Self { path: path.to_path_buf(), state })
     }
@@ -233,12 +202,13 @@ impl Checkpoint {
         let Some((_, latest)) = all.pop() else {
             return Ok(None);
         };
-        let opened = Self::open(&latest).with_context(|| {
+        let opened = Self::open(&latest).map_err(|error| {
             let earlier = match all.last() {
-                Some((_, path)) => format!(" to go on from {}", path.display()),
-                None => " and start anew with --fresh".to_string(),
+                Some((_, path)) => format!("remove its folder to go on from {}", path.display()),
+                None => "start anew with --fresh".to_string(),
             };
-            format!("{} cannot be resumed; remove that folder{earlier}", latest.display())
+            // the error names the folder already
+            anyhow!("{error:#}; {earlier}")
         })?;
         Ok(Some(opened))
     }
@@ -255,9 +225,8 @@ impl Checkpoint {
     /// When the record does not fit the model.
     pub fn load_model<M: Module>(&self, model: M) -> Result<M> {
         let path = self.path.join(MODEL);
-        let context = || format!("cannot load {}", path.display());
-        let record = ModuleRecord::load(&path).with_context(context)?;
-        model.try_load_record(record).with_context(context)
+        let loaded = ModuleRecord::load(&path).and_then(|record| model.try_load_record(record));
+        loaded.map_err(|error| named("cannot load", &path, &error.into()))
     }
 
     /// Put the stored moments into `optimizer`.
@@ -267,12 +236,12 @@ impl Checkpoint {
     /// When the record cannot be read.
     pub fn load_optimizer(&self, optimizer: ModuleOptimizer) -> Result<ModuleOptimizer> {
         let path = self.path.join(OPTIMIZER);
-        optimizer.load(&path).with_context(|| format!("cannot load {}", path.display()))
+        optimizer.load(&path).map_err(|error| named("cannot load", &path, &error.into()))
     }
 }
 
 /// The checkpoint to generate from: `path` itself, or the one with the best score in the folder of
-/// a run.
+/// a run. Says on stderr which ones it passed over because their states cannot be read.
 ///
 /// # Errors
 ///
@@ -281,26 +250,43 @@ pub fn find(path: &Path) -> Result<PathBuf> {
     if path.join(STATE).is_file() {
         return Ok(path.to_path_buf());
     }
-    best(path)?.ok_or_else(|| {
-        anyhow!(
+    let mut passed_over = 0;
+    let found = best(path, |state, reason| {
+        eprintln!("passed over {}: {reason:#}", state.display());
+        passed_over += 1;
+    })?;
+    found.ok_or_else(|| match passed_over {
+        0 => anyhow!(
             "{} holds no checkpoint: train one first, or name its folder with --checkpoint",
             path.display()
-        )
+        ),
+        n => anyhow!("{}: passed over {n} of {n} checkpoints, none is left", path.display()),
     })
 }
 
-/// The checkpoint with the lowest score, the later one of equals. One whose state cannot be read is
-/// passed over.
-fn best(run: &Path) -> Result<Option<PathBuf>> {
+/// The checkpoint with the lowest score, the later one of equals. A state that cannot be read goes
+/// to `unreadable`, with the reason.
+fn best(run: &Path, mut unreadable: impl FnMut(&Path, anyhow::Error)) -> Result<Option<PathBuf>> {
     let mut scored = Vec::new();
     for (_, path) in list(run)? {
-        let text = fs::read_to_string(path.join(STATE)).unwrap_or_default();
-        if let Ok(state) = serde_json::from_str::<State>(&text) {
-            scored.push((state.valid_bits, path));
+        let state_path = path.join(STATE);
+        match State::read(&state_path) {
+            Ok(state) => scored.push((state.valid_bits, path)),
+            Err(error) => unreadable(&state_path, error),
         }
     }
     scored.reverse();
     Ok(scored.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, path)| path))
+}
+
+/// `what`, the name of the file and the error. Some errors of Burn's name the file, some do not;
+/// once is enough.
+fn named(what: &str, path: &Path, error: &anyhow::Error) -> anyhow::Error {
+    let (path, reason) = (path.display().to_string(), format!("{error:#}"));
+    match reason.contains(&path) {
+        true => anyhow!("{what}: {reason}"),
+        false => anyhow!("{what} {path}: {reason}"),
+    }
 }
 
 /// Whether a run has begun in `folder`.

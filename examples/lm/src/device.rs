@@ -22,7 +22,8 @@ pub enum DeviceChoice {
     Cuda,
     /// Any GPU with a Vulkan driver.
     Vulkan,
-    /// Any GPU that wgpu finds.
+    /// Any GPU that wgpu finds; `webgpu` means the same.
+    #[value(alias = "webgpu")]
     Wgpu,
     /// Apple.
     Metal,
@@ -224,6 +225,13 @@ mod tests {
         let chosen = choose(DeviceChoice::Cpu).unwrap();
         assert!(!chosen.is_gpu);
         assert!(chosen.label.starts_with("CPU"), "{}", chosen.label);
+    }
+
+    #[test]
+    fn wgpu_has_two_names() {
+        for name in ["wgpu", "webgpu"] {
+            assert_eq!(DeviceChoice::from_str(name, false), Ok(DeviceChoice::Wgpu));
+        }
     }
 
     #[test]

@@ -140,7 +140,21 @@ fn damage_and_misuse_are_explained() {
     assert!(text.starts_with("fn"), "{text}");
     assert!(text.len() >= 2 + 40, "{text}");
     assert_eq!(text, success(&mut generate(&earlier, options)));
-    fs::remove_dir_all(&latest).unwrap();
+
+    // damage that sampling can do without: it says what it passes over, and leaves the optimizer
+    fs::write(earlier.join("optimizer.bpk"), "damaged").unwrap();
+    assert_eq!(text, success(&mut generate(&earlier, options)));
+    let state = latest.join("state.json");
+    fs::write(&state, "{").unwrap();
+    let sampled = run(&mut generate(&out, options));
+    let stderr = String::from_utf8_lossy(&sampled.stderr);
+    assert!(sampled.status.success(), "{stderr}");
+    let passed_over = format!("passed over {}: EOF while parsing", state.display());
+    assert_eq!(stderr.matches(&passed_over).count(), 1, "{stderr}");
+
+    for spoilt in [&latest, &earlier] {
+        fs::remove_dir_all(spoilt).unwrap();
+    }
     success(&mut train(&out));
     assert!(fs::read(&file).unwrap() == bytes, "the last steps were redone");
 

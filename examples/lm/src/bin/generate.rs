@@ -57,7 +57,7 @@ fn main() -> Result<()> {
     let run = path.parent().context("a checkpoint lies in the folder of its run")?.to_path_buf();
     let config = RunConfig::load(&run)?
         .with_context(|| format!("{} holds no config.json of a run", run.display()))?;
-    let checkpoint = Checkpoint::open(&path)?;
+    let checkpoint = Checkpoint::open_model(&path)?;
     let chosen = device::choose(cli.device)?;
     eprintln!("device: {}", chosen.label);
     eprintln!(

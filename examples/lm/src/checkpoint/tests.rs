@@ -63,6 +63,18 @@ fn the_latest_and_the_best_are_kept() {
     assert!(find(dir.path()).unwrap().ends_with("step-00000020"));
     let direct = dir.path().join("step-00000040");
     assert_eq!(find(&direct).unwrap(), direct);
+
+    // the best of those that can be read; `tests/resume.rs` looks at what is said about the other
+    for (spoilt, left) in [(20, Some("step-00000050")), (50, Some("step-00000040")), (40, None)] {
+        fs::write(dir.path().join(folder_name(spoilt)).join(STATE), "{").unwrap();
+        match (left, find(dir.path())) {
+            (Some(left), found) => assert!(found.unwrap().ends_with(left)),
+            (None, found) => {
+                let error = found.unwrap_err().to_string();
+                assert!(error.ends_with("3 of 3 checkpoints, none is left"), "{error}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -108,6 +120,71 @@ fn damage_is_named_and_the_earlier_checkpoint_still_loads() {
     let earlier = Checkpoint::open(&dir.path().join("step-00000010")).unwrap();
     let (model, _) = example();
     earlier.load_model(model).unwrap();
+}
+
+#[test]
+fn sampling_needs_the_model_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = RunFolder::open(dir.path()).unwrap();
+    save(&run, 10, 3.0, 2);
+    let path = dir.path().join("step-00000010");
+    let model = || example().0;
+
+    fs::write(path.join(OPTIMIZER), "damaged").unwrap();
+    Checkpoint::open_model(&path).unwrap().load_model(model()).unwrap();
+    let error = Checkpoint::open(&path).unwrap_err().to_string();
+    assert!(error.contains("optimizer.bpk has 7 bytes"), "{error}");
+    fs::remove_file(path.join(OPTIMIZER)).unwrap();
+    Checkpoint::open_model(&path).unwrap().load_model(model()).unwrap();
+
+    fs::write(path.join(MODEL), "damaged").unwrap();
+    let error = Checkpoint::open_model(&path).unwrap_err().to_string();
+    assert!(error.contains("model.bpk has 7 bytes"), "{error}");
+
+    // nothing vouches for a record that the state does not list
+    let unlisted = r#"{"step": 10, "valid_bits": 3.0, "seconds": 1.5, "files": []}"#;
+    fs::write(path.join(STATE), unlisted).unwrap();
+    let error = Checkpoint::open_model(&path).unwrap_err().to_string();
+    assert!(error.contains("state.json does not list model.bpk"), "{error}");
+}
+
+#[test]
+fn errors_name_a_file_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = RunFolder::open(dir.path()).unwrap();
+    save(&run, 10, 3.0, 2);
+    let path = dir.path().join("step-00000010");
+    let once = |error: anyhow::Error, file: &Path, reason: &str| {
+        let text = format!("{error:#}");
+        assert_eq!(text.matches(&file.display().to_string()).count(), 1, "{text}");
+        assert_eq!(text.matches(reason).count(), 1, "{text}");
+        text
+    };
+
+    let whole = Checkpoint::open(&path).unwrap();
+    for (reason, spoil) in [
+        ("os error", fs::remove_file as fn(PathBuf) -> _),
+        ("magic", |file| fs::write(file, [b'x'; 99])),
+    ] {
+        let (model, optimizer) = example();
+        spoil(path.join(OPTIMIZER)).unwrap();
+        let error = whole.load_optimizer(optimizer).map(|_| ()).unwrap_err();
+        once(error, &path.join(OPTIMIZER), reason);
+        spoil(path.join(MODEL)).unwrap();
+        once(whole.load_model(model).unwrap_err(), &path.join(MODEL), reason);
+    }
+    let latest = || Checkpoint::latest(dir.path()).unwrap_err();
+    let text = once(latest(), &path, "has 99 bytes");
+    assert!(text.ends_with("; start anew with --fresh"), "{text}");
+    fs::write(path.join(STATE), "{").unwrap();
+    once(latest(), &path, "EOF while parsing");
+
+    // a folder cannot be replaced by a file
+    let state = dir.path().join(".step-00000020").join(STATE);
+    fs::create_dir_all(state.join("x")).unwrap();
+    let (model, optimizer) = example();
+    let error = run.save(State::new(20, 2.0, 1.5), model, &optimizer, 2).unwrap_err();
+    once(error, &state, "cannot write checkpoint");
 }
 
 #[test]
