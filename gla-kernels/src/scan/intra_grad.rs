@@ -169,8 +169,8 @@ pub(crate) fn gla_scan_intra_grad_kernel<
                 let from = ((part * num_chunks + chunk) * dims.heads + head) * padded
                     + select(i < padded, i, 0usize);
                 let at = (from * CHUNK + group * GROUP) / 4 + quarter;
-                share_q = share_q + dq_state[at];
-                share_k = share_k + dk_state[at];
+                share_q += dq_state[at];
+                share_k += dk_state[at];
             }
             #[unroll]
             for e in 0..4usize {

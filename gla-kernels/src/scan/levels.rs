@@ -171,7 +171,7 @@ pub(crate) fn load_around(sums: &[f32]) -> Around {
 pub(crate) fn neighbour_adds(sums: &[f32]) -> f32 {
     let group = UNIT_POS as usize / SLICE;
     let sum = sums[(group ^ 1) * SLICE + UNIT_POS as usize % SLICE];
-    select(is_query(4usize) == (group % 2 == 0), sum, f32::new(0.0))
+    select(is_query(4usize) != (group % 2 == 1), sum, f32::new(0.0))
 }
 
 /// A level inside a group: writes the second halves' rows of `q` with the decay from the boundary,

@@ -29,8 +29,12 @@ pub(crate) fn forward(launcher: &Launcher<ScanBlueprint>, args: &ForwardArgs) {
     );
 }
 
-/// 1. `prepare` again. 2. The `dv` walk, and `dh0`. 3. The `dk` walk, which leaves its states for
-/// 4., the `dq` walk. 5. `intra_grad`. 6. Reductions for head groups and the cheaper gates.
+/// 1. `prepare` again.
+/// 2. The `dv` walk, and `dh0`.
+/// 3. The `dk` walk, which leaves its states for
+/// 4. the `dq` walk.
+/// 5. `intra_grad`.
+/// 6. Reductions for head groups and the cheaper gates.
 pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) {
     let problem = launcher.problem;
     let dims = problem.dims;

@@ -268,7 +268,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
                     sum += plane_shuffle_xor(sum, 1u32);
                     sum += plane_shuffle_xor(sum, 2u32);
                     let column = own_column + 8 * half;
-                    if lane % 4 == 0 && column < spec.padded {
+                    if lane % 4 < 1 && column < spec.padded {
                         let share = part * sharing + depth_plane;
                         let row = (share * num_chunks + chunk) * spec.heads + head;
                         products[row * spec.padded + column] = sum;
@@ -302,7 +302,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
                         for other in 1..sharing {
                             let plane = column_plane
                                 + ((depth_plane + other) % sharing) * spec.column_planes;
-                            pair = pair + exchange[(4 * m + i) * units + plane * 32 + lane];
+                            pair += exchange[(4 * m + i) * units + plane * 32 + lane];
                         }
                     }
                     let row = m * 16 + lane / 4 + 8 * (i % 2);
@@ -350,7 +350,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
                     factor.insert(0usize, own);
                     factor.insert(1usize, own);
                 }
-                state[2 * n + half] = state[2 * n + half] * factor;
+                state[2 * n + half] *= factor;
             }
         }
         #[unroll]
