@@ -32,20 +32,10 @@ fn outputs(model: &GlaTransformer, device: &Device) -> Vec<(&'static str, Vec<f6
     ]
 }
 
-/// Whether the device multiplies f32 matrices in a coarser type, as Burn does on tensor cores (TF32):
-/// measured, since no property tells.
-fn multiplies_coarsely(name: &str, device: &Device) -> bool {
-    let n = 64;
-    let number = |i: usize| ((i * 7919 % 1009) as f64 / 1009.0 - 0.5) as f32;
-    let data: Vec<f32> = (0..n * n).map(number).collect();
-    let x = Tensor::<2>::from_data(TensorData::new(data.clone(), [n, n]), device);
-    let got = values(x.clone().matmul(x));
-    let at = |r: usize, c: usize| f64::from(data[r * n + c]);
-    let expected: Vec<f64> =
-        (0..n * n).map(|i| (0..n).map(|k| at(i / n, k) * at(k, i % n)).sum()).collect();
-    let stats = check("matmul", &expected, &got, 1e-2, ABS_FLOOR).unwrap();
-    println!("{name}: error of Burn's f32 matrix product {:.1e}", stats.ratio);
-    stats.ratio > 1e-5
+/// On CUDA, Burn multiplies f32 matrices in TF32 unless its tuning finds something faster for a shape:
+/// an error of 2e-4 in a product of 64 x 64, measured against f64. The op itself holds 1e-4 there.
+fn tolerance(name: &str, elsewhere: f64) -> f64 {
+    if name == "cuda" { 1e-2 } else { elsewhere }
 }
 
 #[test]
@@ -60,10 +50,9 @@ fn the_model_is_the_same_on_every_device() {
         let name = device.name;
         let autodiff = device.device.clone().autodiff();
         let there = model.clone().fork(&autodiff);
-        let coarse = multiplies_coarsely(name, &device.device);
-        let tolerance = if coarse { 1e-2 } else { 1e-3 };
         for ((what, expected), (_, got)) in expected.iter().zip(outputs(&there, &autodiff)) {
-            check(&format!("{name} {what}"), expected, &got, tolerance, ABS_FLOOR).unwrap();
+            check(&format!("{name} {what}"), expected, &got, tolerance(name, 1e-3), ABS_FLOOR)
+                .unwrap();
         }
 
         let there = there.valid();
@@ -77,8 +66,8 @@ fn the_model_is_the_same_on_every_device() {
             parts.push(there.step(token, &mut state).unsqueeze_dim::<3>(1));
         }
         let pieces = values(Tensor::cat(parts, 1));
-        let tolerance = if coarse { 1e-2 } else { 1e-4 };
-        check(&format!("{name} pieces"), &whole, &pieces, tolerance, ABS_FLOOR).unwrap();
+        check(&format!("{name} pieces"), &whole, &pieces, tolerance(name, 1e-4), ABS_FLOOR)
+            .unwrap();
         println!("{name}: logits, gradients and decoding agree");
     }
 }
