@@ -1,7 +1,10 @@
 //! The recurrence step by step: a short scan, and the single step of decoding.
 //!
-//! A unit owns one column of one head's state and walks time: no synchronisation, no scratch. The
-//! state is updated in place; it starts as the initial state and ends as the final one.
+//! A cube owns some columns of one head's state and walks time. Its units share the key channels:
+//! each updates some rows of one column and sums their share of the output, which they add up in
+//! shared memory. The state is updated in place; it starts as the initial state and ends as the final
+//! one. A step reads and writes the state once, so what counts is how many rows are on their way
+//! at a time: a unit reads eight before it touches the first.
 
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -9,12 +12,14 @@ use cubecl::server::Handle;
 use crate::components::{decay, row_offset};
 use crate::launch::cubes;
 use crate::{
-    DeviceLimits, Dims, GlaError, Problem, buffer, check_gate, check_inputs, check_recurrent,
+    DeviceLimits, Dims, GlaError, Problem, Sequences, buffer, check_gate, check_inputs,
+    check_recurrent,
 };
 
 /// * `q`: `[rows, H, K]`, `k`: `[rows, Hk, K]`, `v`: `[rows, Hk, V]`
 /// * `state`: in and out, `[N, H, K, V]`; `o`: out, `[rows, H, V]`
-/// * `spans`: first row and row count of each sequence
+/// * `spans`: first row and row count of each sequence, read if `spec.packed`; otherwise all have
+///   `time` rows
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 fn gla_recurrent_kernel<E: Float, G: Float>(
@@ -25,41 +30,108 @@ fn gla_recurrent_kernel<E: Float, G: Float>(
     state: &mut [f32],
     o: &mut [E],
     spans: &[u32],
+    time: usize,
     tasks: usize,
     scale: f32,
-    #[comptime] dims: Dims,
-    #[comptime] cols: usize,
+    #[comptime] spec: RecurrentSpec,
     #[define(E, G)] _dtypes: [ElemType; 2],
 ) {
+    let dims = comptime!(spec.dims);
+    let cols = comptime!(spec.cols);
     let key_dim = comptime!(dims.key_dim);
     let value_dim = comptime!(dims.value_dim);
     let tiles_v = comptime!(value_dim.div_ceil(cols));
+    // rows of the state for each unit
+    let share = comptime!(key_dim.div_ceil(spec.slices).next_multiple_of(BATCH));
     let task = CUBE_POS;
     if task >= tasks {
         terminate!();
     }
-    let j = (task % tiles_v) * cols + UNIT_POS as usize;
+    let unit = UNIT_POS as usize;
+    let j = (task % tiles_v) * cols + unit % cols;
+    let slice = unit / cols;
     let head = (task / tiles_v) % dims.heads;
     let sequence = task / comptime!(tiles_v * dims.heads);
-    if j >= value_dim {
-        terminate!();
+    let mut start = sequence * time;
+    let mut len = time;
+    if comptime!(spec.packed) {
+        start = spans[2 * sequence] as usize;
+        len = spans[2 * sequence + 1] as usize;
     }
-    let start = spans[2 * sequence] as usize;
-    let len = spans[2 * sequence + 1] as usize;
-    let state_at = (sequence * dims.heads + head) * comptime!(key_dim * value_dim) + j;
+    let exists = j < value_dim;
+    let column = select(exists, j, 0usize);
+    let state_at = (sequence * dims.heads + head) * comptime!(key_dim * value_dim) + column;
+
+    let mut partial = Shared::<[f32]>::new_slice(comptime!(cols * spec.slices));
     for row in start..start + len {
         let q_at = row_offset(row, head, dims, dims.heads, key_dim);
         let k_at = row_offset(row, head, dims, dims.kv_heads, key_dim);
-        let value = f32::cast_from(v[row_offset(row, head, dims, dims.kv_heads, value_dim) + j]);
+        let value_at = row_offset(row, head, dims, dims.kv_heads, value_dim) + column;
+        let value = f32::cast_from(v[value_at]);
         let mut sum = f32::new(0.0);
-        for i in 0..key_dim {
-            let at = state_at + i * value_dim;
-            let w = decay::<G>(gate, row, head, i, dims);
-            let next = state[at] * w + f32::cast_from(k[k_at + i]) * value;
-            state[at] = next;
-            sum += f32::cast_from(q[q_at + i]) * next;
+        for batch in 0..comptime!(share / BATCH) {
+            let first = slice * share + batch * BATCH;
+            let mut old = Array::<f32>::new(BATCH);
+            #[unroll]
+            for n in 0..BATCH {
+                let i = select(first + n < key_dim, first + n, 0usize);
+                old[n] = state[state_at + i * value_dim];
+            }
+            #[unroll]
+            for n in 0..BATCH {
+                let i = first + n;
+                if i < key_dim && exists {
+                    let w = decay::<G>(gate, row, head, i, dims);
+                    let next = old[n] * w + f32::cast_from(k[k_at + i]) * value;
+                    state[state_at + i * value_dim] = next;
+                    sum += f32::cast_from(q[q_at + i]) * next;
+                }
+            }
         }
-        o[(row * dims.heads + head) * value_dim + j] = E::cast_from(sum * scale);
+        if comptime!(spec.slices > 1) {
+            partial[unit] = sum;
+            sync_cube();
+            if slice == 0 {
+                #[unroll]
+                for other in 1..spec.slices {
+                    sum += partial[other * cols + unit];
+                }
+            }
+        }
+        if slice == 0 && exists {
+            o[(row * dims.heads + head) * value_dim + j] = E::cast_from(sum * scale);
+        }
+        if comptime!(spec.slices > 1) {
+            sync_cube();
+        }
+    }
+}
+
+/// Rows of the state that a unit reads before it writes the first.
+const BATCH: usize = 8;
+
+/// What the kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct RecurrentSpec {
+    dims: Dims,
+    /// Columns of a cube.
+    cols: usize,
+    /// Units that share a column.
+    slices: usize,
+    /// Whether sequences have lengths of their own.
+    packed: bool,
+}
+
+impl RecurrentSpec {
+    fn new(dims: Dims, packed: bool, units: usize) -> Self {
+        let cols =
+            [8, 16].into_iter().find(|&cols| dims.value_dim <= cols).unwrap_or(32).min(units);
+        let slices = dims.key_dim.div_ceil(BATCH).min(8).min(units / cols);
+        RecurrentSpec { dims, cols, slices, packed }
+    }
+
+    fn units(&self) -> usize {
+        self.cols * self.slices
     }
 }
 
@@ -89,27 +161,28 @@ pub fn recurrent(client: &Client, problem: &Problem, args: RecurrentArgs) -> Res
     check_inputs(problem, [&args.q, &args.k, &args.v], args.gate.as_ref())?;
     buffer("state", &args.state, problem.state_len() * 4)?;
     buffer("o", &args.o, rows * dims.heads * dims.value_dim * size)?;
-    let spans: Vec<u32> = problem
-        .sequences
-        .spans()
-        .into_iter()
-        .flat_map(|(start, len)| [start as u32, len as u32])
-        .collect();
     if rows == 0 {
         return Ok(());
     }
-    let cols = [32, 64, 128].into_iter().find(|&c| dims.value_dim <= c).unwrap_or(256);
-    let cols = cols.min(limits.units);
-    let tasks = problem.num_sequences() * dims.heads * dims.value_dim.div_ceil(cols);
-    let spans_len = spans.len();
-    let spans = client.create_from_slice(u32::as_bytes(&spans));
-    let gate = args.gate.unwrap_or_else(|| spans.clone());
+    let (time, spans) = match &problem.sequences {
+        Sequences::Uniform { time, .. } => (*time, None),
+        packed => {
+            let spans = packed.spans().into_iter();
+            let words: Vec<u32> = spans.flat_map(|(at, len)| [at as u32, len as u32]).collect();
+            (0, Some((client.create_from_slice(u32::as_bytes(&words)), words.len())))
+        }
+    };
+    let spec = RecurrentSpec::new(dims, spans.is_some(), limits.units);
+    let tasks = problem.num_sequences() * dims.heads * dims.value_dim.div_ceil(spec.cols);
+    // what is not read may be any buffer that is not written
+    let (spans, spans_len) = spans.unwrap_or_else(|| (args.q.clone(), 1));
+    let gate = args.gate.unwrap_or_else(|| args.q.clone());
     // SAFETY: every buffer was checked against the problem, and the kernel stays inside it.
     unsafe {
         gla_recurrent_kernel::launch_unchecked(
             client,
             cubes(tasks, &limits),
-            CubeDim::new_1d(cols as u32),
+            CubeDim::new_1d(spec.units() as u32),
             BufferArg::from_raw_parts(args.q, rows * dims.heads * dims.key_dim),
             BufferArg::from_raw_parts(args.k, rows * dims.kv_heads * dims.key_dim),
             BufferArg::from_raw_parts(args.v, rows * dims.kv_heads * dims.value_dim),
@@ -117,10 +190,10 @@ pub fn recurrent(client: &Client, problem: &Problem, args: RecurrentArgs) -> Res
             BufferArg::from_raw_parts(args.state, problem.state_len()),
             BufferArg::from_raw_parts(args.o, rows * dims.heads * dims.value_dim),
             BufferArg::from_raw_parts(spans, spans_len),
+            time,
             tasks,
             problem.scale,
-            dims,
-            cols,
+            spec,
             [problem.dtype, problem.gate_dtype],
         );
     }
