@@ -1,24 +1,26 @@
 //! Kernel times: forward, forward + backward, and one decoding step.
 //!
 //! ```sh
-//! cargo bench -p gla-benches --bench kernels --features cuda -- --device cuda --out kernels.json
+//! cargo bench -p gla-benches --bench kernels --features cuda -- --device cuda --suite --out rows.json
 //! ```
 //!
-//! Prints one JSON row a measurement. Outputs start as NaN and are read and checked before anything
-//! is timed; that they are right is what the tests check, on the same devices.
+//! Outputs start as NaN and are read and checked before anything is timed; that they are right is what
+//! the tests check, on the same devices. Rows go to the terminal as they come and, as one JSON array, to
+//! `--out`; with `--peers`, the file that `benches/peers.py` writes in the same run, beside the
+//! times of other implementations.
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use cubecl::MemoryScope;
 use cubecl::client::Client;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
-use gla_benches::median_ms;
+use gla_benches::{Peers, Row, Shape, median_ms};
 use gla_kernels::{
-    BackwardArgs, Dims, ForwardArgs, GateKind, Problem, RecurrentArgs, Sequences, Strategy,
+    BackwardArgs, Dims, ForwardArgs, GateKind, Plan, Problem, RecurrentArgs, Sequences, Strategy,
 };
 use half::{bf16, f16};
-use serde_json::json;
 
 #[derive(Parser)]
 struct Args {
@@ -28,19 +30,48 @@ struct Args {
     /// f32, f16 or bf16
     #[arg(long, default_value = "f32")]
     dtype: String,
-    /// B,T,H,K,V; may be given several times
+    /// B,T,H,K,V of forward and backward; may be given several times
     #[arg(long = "shape")]
-    shapes: Vec<String>,
-    /// none, fixed, scalar or vector
-    #[arg(long, default_value = "vector")]
-    gate: String,
-    /// Append the rows to this file
+    shapes: Vec<Shape>,
+    /// B,H,K,V of one decoding step; may be given several times
+    #[arg(long = "decode")]
+    decode: Vec<String>,
+    /// none, fixed, scalar or vector; may be given several times
+    #[arg(long = "gate", default_value = "vector")]
+    gates: Vec<String>,
+    /// scan or split instead of what fits best
+    #[arg(long)]
+    plan: Option<String>,
+    /// The shapes, gates and steps of the committed results, beside what is given
+    #[arg(long)]
+    suite: bool,
+    /// Times of peers in the same run
+    #[arg(long)]
+    peers: Option<std::path::PathBuf>,
+    /// Write the rows to this file
     #[arg(long)]
     out: Option<std::path::PathBuf>,
+    /// Day of the run, for the rows
+    #[arg(long, default_value = "")]
+    date: String,
     /// Passed by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
 }
+
+/// Shapes of the committed results; the first is also measured with every gate.
+const SUITE: [&str; 5] = [
+    "8,2048,4,128,256",
+    "8,4096,4,256,512",
+    "2,16384,4,256,512",
+    "1,65536,4,128,256",
+    "8,2048,16,128,128",
+];
+
+/// Without a gate, beside attention.
+const UNGATED: [&str; 2] = ["8,1024,16,128,128", "8,2048,16,128,128"];
+
+const DECODE: [&str; 3] = ["1,4,256,512", "32,4,256,512", "256,4,256,512"];
 
 fn client(name: &str) -> Result<Client> {
     let device = match name {
@@ -89,6 +120,25 @@ fn noise(len: usize, seed: u32) -> Vec<f32> {
         .collect()
 }
 
+fn elem_type(name: &str) -> Result<ElemType> {
+    Ok(match name {
+        "f32" => f32::elem_type_native(),
+        "f16" => f16::elem_type_native(),
+        "bf16" => bf16::elem_type_native(),
+        other => anyhow::bail!("--dtype {other}: expected f32, f16 or bf16"),
+    })
+}
+
+fn gate_kind(name: &str) -> Result<GateKind> {
+    Ok(match name {
+        "none" => GateKind::None,
+        "fixed" => GateKind::Fixed,
+        "scalar" => GateKind::Scalar,
+        "vector" => GateKind::Vector,
+        other => anyhow::bail!("--gate {other}: expected none, fixed, scalar or vector"),
+    })
+}
+
 fn main() -> Result<()> {
     // test runners start benches too, to list their tests: there are none
     if !std::env::args().any(|arg| arg == "--bench") {
@@ -96,105 +146,174 @@ fn main() -> Result<()> {
     }
     let args = Args::parse();
     let client = client(&args.device)?;
-    let dtype = match args.dtype.as_str() {
-        "f32" => f32::elem_type_native(),
-        "f16" => f16::elem_type_native(),
-        "bf16" => bf16::elem_type_native(),
-        other => anyhow::bail!("--dtype {other}: expected f32, f16 or bf16"),
+    let peers = args.peers.as_deref().map(Peers::read).transpose()?.unwrap_or_default();
+    let strategy = match args.plan.as_deref() {
+        None => Strategy::Inferred,
+        Some("scan") => Strategy::Plan(Plan::Scan),
+        Some("split") => Strategy::Plan(Plan::Split),
+        Some(other) => anyhow::bail!("--plan {other}: expected scan or split"),
     };
-    let gate = match args.gate.as_str() {
-        "none" => GateKind::None,
-        "fixed" => GateKind::Fixed,
-        "scalar" => GateKind::Scalar,
-        "vector" => GateKind::Vector,
-        other => anyhow::bail!("--gate {other}: expected none, fixed, scalar or vector"),
-    };
-    let shapes = if args.shapes.is_empty() {
-        vec!["1,256,2,64,64".to_string()]
-    } else {
-        args.shapes.clone()
-    };
-    for shape in &shapes {
-        let sizes: Vec<usize> = shape.split(',').map(str::parse).collect::<Result<_, _>>()?;
-        let [b, t, h, k, v] = sizes[..] else {
-            anyhow::bail!("--shape {shape}: expected B,T,H,K,V");
-        };
-        let dims = Dims { heads: h, kv_heads: h, key_dim: k, value_dim: v, gate };
-        let problem = Problem {
-            dims,
-            sequences: Sequences::Uniform { batch: b, time: t },
-            scale: (k as f32).powf(-0.5),
-            dtype,
-            gate_dtype: f32::elem_type_native(),
-        };
-        for Row { pass, ms, plan, instruction } in
-            measure(&client, &problem).with_context(|| shape.clone())?
+    let mut runs: Vec<(Shape, String)> = Vec::new();
+    let mut steps = args.decode.clone();
+    for shape in &args.shapes {
+        runs.extend(args.gates.iter().map(|gate| (*shape, gate.clone())));
+    }
+    if args.suite {
+        let shape = |text: &str| text.parse().expect("a shape");
+        runs.extend(SUITE.map(|text| (shape(text), "vector".to_string())));
+        runs.extend(["none", "fixed", "scalar"].map(|gate| (shape(SUITE[0]), gate.to_string())));
+        runs.extend(UNGATED.map(|text| (shape(text), "none".to_string())));
+        steps.extend(DECODE.map(String::from));
+    }
+    if runs.is_empty() && steps.is_empty() {
+        runs.push(("1,256,2,64,64".parse()?, "vector".to_string()));
+    }
+    println!("{}: {}", args.device, client.properties().identity.name);
+    let mut rows = Vec::new();
+    for (shape, gate) in runs {
+        let problem = problem(shape, gate_kind(&gate)?, elem_type(&args.dtype)?);
+        // what earlier calls left in the pool is none of this one's
+        client.memory_cleanup().map_err(|e| anyhow::anyhow!("cleanup: {e:?}"))?;
+        let before = reserved(&client);
+        for (pass, ms, plan, instruction) in
+            chunked(&client, &problem, strategy).with_context(|| format!("{shape} {gate}"))?
         {
-            let row = json!({
-                "device": args.device, "name": client.properties().identity.name,
-                "op": "gla", "gate": args.gate, "pass": pass, "B": b, "T": t, "H": h, "K": k, "V": v,
-                "dtype": args.dtype, "plan": plan, "instruction": instruction, "ms": ms,
-            });
-            println!("{row}");
-            if let Some(path) = &args.out {
-                use std::io::Write;
-                let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
-                writeln!(file, "{row}")?;
+            let bytes = moved(&problem, pass);
+            let mut row = Row::new(&gate, pass, shape, &args.dtype, ms, bytes, &args.date);
+            (row.plan, row.instruction) = (plan, instruction);
+            if pass == "fwdbwd" {
+                let bytes = reserved(&client).saturating_sub(before);
+                row.peak_mib = Some((bytes as f64 / f64::from(1 << 20)).round());
             }
+            rows.push(peers.beside(row));
         }
     }
+    for step in &steps {
+        let [batch, heads, key_dim, value_dim] = numbers(step)?;
+        let shape = Shape { batch, time: 1, heads, key_dim, value_dim };
+        let problem = problem(shape, GateKind::Vector, elem_type(&args.dtype)?);
+        let ms = decode(&client, &problem).with_context(|| step.clone())?;
+        let bytes = moved(&problem, "decode");
+        let mut row = Row::new("vector", "decode", shape, &args.dtype, ms, bytes, &args.date);
+        (row.plan, row.instruction) = ("recurrent".into(), "registers".into());
+        rows.push(peers.beside(row));
+    }
+    for row in &rows {
+        println!("{row}");
+    }
+    match &args.out {
+        Some(path) => gla_benches::write_rows(path, &rows),
+        None => Ok(()),
+    }
+}
+
+/// Bytes that the device's memory pools hold.
+fn reserved(client: &Client) -> u64 {
+    client.memory_report(MemoryScope::Device).usage().bytes_reserved
+}
+
+fn numbers<const N: usize>(text: &str) -> Result<[usize; N]> {
+    let numbers: Vec<usize> = text.split(',').map(str::parse).collect::<Result<_, _>>()?;
+    numbers.try_into().map_err(|_| anyhow::anyhow!("{text}: expected {N} numbers"))
+}
+
+fn problem(shape: Shape, gate: GateKind, dtype: ElemType) -> Problem {
+    let Shape { batch, time, heads, key_dim, value_dim } = shape;
+    Problem {
+        dims: Dims { heads, kv_heads: heads, key_dim, value_dim, gate },
+        sequences: Sequences::Uniform { batch, time },
+        scale: (key_dim as f32).powf(-0.5),
+        dtype,
+        gate_dtype: f32::elem_type_native(),
+    }
+}
+
+/// Bytes that a pass cannot do without: each input read and each output written once.
+fn moved(problem: &Problem, pass: &str) -> usize {
+    let Dims { heads, key_dim, value_dim, .. } = problem.dims;
+    let size = problem.dtype.size();
+    let (keys, values) = (problem.rows() * heads * key_dim, problem.rows() * heads * value_dim);
+    let gate = problem.gate_len() * problem.gate_dtype.size();
+    let forward = 2 * keys * size + gate + 2 * values * size;
+    match pass {
+        "fwd" => forward,
+        "decode" => forward + 2 * 4 * problem.state_len(),
+        // the inputs and do once more, and the gradients
+        _ => 2 * forward + 2 * keys * size + gate + values * size,
+    }
+}
+
+/// The tensors of a call.
+struct Tensors {
+    q: Handle,
+    k: Handle,
+    v: Handle,
+    gate: Option<Handle>,
+    o: Handle,
+    state: Handle,
+}
+
+impl Tensors {
+    fn new(client: &Client, problem: &Problem) -> Self {
+        let Dims { heads, key_dim, value_dim, gate, .. } = problem.dims;
+        let keys = problem.rows() * heads * key_dim;
+        let values = problem.rows() * heads * value_dim;
+        let f32_type = f32::elem_type_native();
+        let log_gate: Vec<f32> = noise(problem.gate_len(), 5)
+            .iter()
+            .map(|x| -(1.0 + (-2.0 * x).exp()).ln() / 16.0)
+            .collect();
+        Tensors {
+            q: upload(client, &noise(keys, 1), problem.dtype),
+            k: upload(client, &noise(keys, 2), problem.dtype),
+            v: upload(client, &noise(values, 3), problem.dtype),
+            gate: gate.is_some().then(|| upload(client, &log_gate, f32_type)),
+            o: upload(client, &vec![f32::NAN; values], problem.dtype),
+            state: upload(client, &vec![0.0; problem.state_len()], f32_type),
+        }
+    }
+}
+
+/// Fails if a tensor has a NaN or an infinity, or is all zero.
+fn check(client: &Client, name: &str, handle: &Handle, dtype: ElemType) -> Result<()> {
+    let values = read(client, handle.clone(), dtype)?;
+    ensure!(values.iter().all(|x| x.is_finite()), "{name} has NaN or infinities");
+    ensure!(values.iter().any(|&x| x != 0.0), "{name} is all zero");
     Ok(())
 }
 
-struct Row {
-    pass: &'static str,
-    ms: f64,
-    plan: String,
-    instruction: String,
-}
+type Timed = (&'static str, f64, String, String);
 
-fn measure(client: &Client, problem: &Problem) -> Result<Vec<Row>> {
-    let Dims { heads, key_dim, value_dim, gate, .. } = problem.dims;
-    let dtype = problem.dtype;
+fn chunked(client: &Client, problem: &Problem, strategy: Strategy) -> Result<Vec<Timed>> {
+    let Dims { heads, key_dim, value_dim, .. } = problem.dims;
+    let (dtype, f32_type) = (problem.dtype, f32::elem_type_native());
     let keys = problem.rows() * heads * key_dim;
-    let outs = problem.rows() * heads * value_dim;
-    let q = upload(client, &noise(keys, 1), dtype);
-    let k = upload(client, &noise(keys, 2), dtype);
-    let v = upload(client, &noise(outs, 3), dtype);
-    let d_o = upload(client, &noise(outs, 4), dtype);
-    let log_gate: Vec<f32> = noise(problem.gate_len(), 5)
-        .iter()
-        .map(|x| -(1.0 + (-2.0 * x).exp()).ln() / 16.0)
-        .collect();
-    let f32_type = f32::elem_type_native();
-    let gate = gate.is_some().then(|| upload(client, &log_gate, f32_type));
-    let empty = |len: usize, dtype: ElemType| client.empty(len * dtype.size());
-    let o = upload(client, &vec![f32::NAN; outs], dtype);
-    let final_state = empty(problem.state_len(), f32_type);
-    let (dq, dk) = (upload(client, &vec![f32::NAN; keys], dtype), empty(keys, dtype));
-    let dv = empty(outs, dtype);
-    let dgate =
-        gate.as_ref().map(|_| upload(client, &vec![f32::NAN; problem.gate_len()], f32_type));
-    let dh0 = empty(problem.state_len(), f32_type);
+    let values = problem.rows() * heads * value_dim;
+    let x = Tensors::new(client, problem);
+    let d_o = upload(client, &noise(values, 4), dtype);
+    let poison = |len: usize, dtype| upload(client, &vec![f32::NAN; len], dtype);
+    let (dq, dk, dv) = (poison(keys, dtype), poison(keys, dtype), poison(values, dtype));
+    let dgate = x.gate.as_ref().map(|_| poison(problem.gate_len(), f32_type));
+    let dh0 = poison(problem.state_len(), f32_type);
 
     let forward = || {
         let args = ForwardArgs {
-            q: q.clone(),
-            k: k.clone(),
-            v: v.clone(),
-            gate: gate.clone(),
+            q: x.q.clone(),
+            k: x.k.clone(),
+            v: x.v.clone(),
+            gate: x.gate.clone(),
             initial_state: None,
-            o: o.clone(),
-            final_state: final_state.clone(),
+            o: x.o.clone(),
+            final_state: x.state.clone(),
         };
-        gla_kernels::forward(client, problem, Strategy::Inferred, args)
+        gla_kernels::forward(client, problem, strategy, args)
     };
     let backward = || {
         let args = BackwardArgs {
-            q: q.clone(),
-            k: k.clone(),
-            v: v.clone(),
-            gate: gate.clone(),
+            q: x.q.clone(),
+            k: x.k.clone(),
+            v: x.v.clone(),
+            gate: x.gate.clone(),
             initial_state: None,
             d_o: d_o.clone(),
             d_final: None,
@@ -204,20 +323,16 @@ fn measure(client: &Client, problem: &Problem) -> Result<Vec<Row>> {
             dgate: dgate.clone(),
             dh0: dh0.clone(),
         };
-        gla_kernels::backward(client, problem, Strategy::Inferred, args)
+        gla_kernels::backward(client, problem, strategy, args)
     };
     let blueprint = forward()?;
     backward()?;
-    let finite = |name: &str, handle: &Handle, dtype: ElemType| -> Result<()> {
-        let values = read(client, handle.clone(), dtype)?;
-        ensure!(values.iter().all(|x| x.is_finite()), "{name} has NaN or infinities");
-        ensure!(values.iter().any(|&x| x != 0.0), "{name} is all zero");
-        Ok(())
-    };
-    finite("o", &o, dtype)?;
-    finite("dq", &dq, dtype)?;
+    let outputs = [("o", &x.o), ("dq", &dq), ("dk", &dk), ("dv", &dv)];
+    for (name, handle) in outputs {
+        check(client, name, handle, dtype)?;
+    }
     if let Some(dgate) = &dgate {
-        finite("dgate", dgate, f32_type)?;
+        check(client, "dgate", dgate, f32_type)?;
     }
     let plan = format!("{:?}", blueprint.plan()).to_lowercase();
     let instruction = format!("{:?}", blueprint.instruction()).to_lowercase();
@@ -228,31 +343,24 @@ fn measure(client: &Client, problem: &Problem) -> Result<Vec<Row>> {
         forward().expect("it has run before");
         backward().expect("it has run before");
     });
+    Ok(vec![("fwd", fwd, plan.clone(), instruction.clone()), ("fwdbwd", both, plan, instruction)])
+}
 
-    let step = Problem {
-        sequences: Sequences::Uniform { batch: problem.num_sequences(), time: 1 },
-        ..problem.clone()
-    };
-    let decode = median_ms(client, || {
+fn decode(client: &Client, problem: &Problem) -> Result<f64> {
+    let x = Tensors::new(client, problem);
+    let step = || {
         let args = RecurrentArgs {
-            q: q.clone(),
-            k: k.clone(),
-            v: v.clone(),
-            gate: gate.clone(),
-            state: final_state.clone(),
-            o: o.clone(),
+            q: x.q.clone(),
+            k: x.k.clone(),
+            v: x.v.clone(),
+            gate: x.gate.clone(),
+            state: x.state.clone(),
+            o: x.o.clone(),
         };
-        gla_kernels::recurrent(client, &step, args).expect("it fits");
-    });
-    let row = |pass, ms, plan: &str, instruction: &str| Row {
-        pass,
-        ms,
-        plan: plan.to_string(),
-        instruction: instruction.to_string(),
+        gla_kernels::recurrent(client, problem, args)
     };
-    Ok(vec![
-        row("fwd", fwd, &plan, &instruction),
-        row("fwdbwd", both, &plan, &instruction),
-        row("decode", decode, "recurrent", "registers"),
-    ])
+    step()?;
+    check(client, "o", &x.o, problem.dtype)?;
+    check(client, "state", &x.state, f32::elem_type_native())?;
+    Ok(median_ms(client, || step().expect("it has run before")))
 }

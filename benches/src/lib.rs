@@ -1,4 +1,8 @@
-//! Timing of launches: synced, warmed, of outputs that were checked.
+//! Timing of launches: synced, warmed, of outputs that were checked; and the rows that are kept.
+
+mod rows;
+
+pub use rows::*;
 
 use std::time::Instant;
 

@@ -1,0 +1,172 @@
+"""Times of flash-linear-attention (fla) and of PyTorch's attention on the shapes of `kernels --suite`.
+
+    python benches/peers.py peers.json
+
+Needs an NVIDIA GPU, torch, and for fla's rows the package flash-linear-attention; what is missing is
+said and left out. Run it right before `kernels --peers peers.json`, on the same, otherwise idle GPU.
+
+fla tunes each kernel over dozens of configurations, which takes minutes to compile in one process. So
+workers compile first, each its share of the configurations, into Triton's cache on disk; the process
+that measures finds them there.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+WORKERS = min(16, os.cpu_count() or 1)
+worker = os.environ.get("GLA_PEER_WORKER")
+
+# (gate, B, T, H, K, V), as in the suite
+CHUNKED = [
+    ("vector", 8, 2048, 4, 128, 256),
+    ("vector", 8, 4096, 4, 256, 512),
+    ("vector", 2, 16384, 4, 256, 512),
+    ("vector", 1, 65536, 4, 128, 256),
+    ("vector", 8, 2048, 16, 128, 128),
+    ("none", 8, 1024, 16, 128, 128),
+    ("none", 8, 2048, 16, 128, 128),
+]
+DECODE = [(1, 4, 256, 512), (32, 4, 256, 512), (256, 4, 256, 512)]
+
+try:
+    import torch
+    import torch.nn.functional as F
+    from triton.testing import do_bench
+except ImportError as missing:
+    sys.exit(f"peers.py: no peer can be measured: {missing}")
+if not torch.cuda.is_available():
+    sys.exit("peers.py: no peer can be measured: torch sees no GPU")
+try:
+    import fla
+    from fla.ops.gla import chunk_gla, fused_recurrent_gla
+    from fla.ops.linear_attn import chunk_linear_attn
+except ImportError as missing:
+    fla = None
+    print(f"peers.py: fla's rows are left out: {missing}", flush=True)
+
+rows = []
+
+
+def warm_workers():
+    """Fills Triton's cache; what fails here fails again, and is reported, when it is measured."""
+    print(f"peers.py: {WORKERS} workers compile fla's kernels", flush=True)
+    env = dict(os.environ)
+    started = []
+    for n in range(WORKERS):
+        env["GLA_PEER_WORKER"] = str(n)
+        started.append(
+            subprocess.Popen(
+                [sys.executable, __file__],
+                env=env,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        )
+    for process in started:
+        process.wait()
+
+
+def take_a_share():
+    """Makes this worker's tuner try every WORKERS-th configuration."""
+    from triton.runtime.autotuner import Autotuner
+
+    every = Autotuner.prune_configs
+
+    def share(self, kwargs):
+        configs = every(self, kwargs)
+        first = int(worker) % len(configs)
+        return configs[first::WORKERS] or [configs[first]]
+
+    Autotuner.prune_configs = share
+
+
+def median_ms(call):
+    if worker is not None:
+        call()
+        return 0.0
+    return float(do_bench(call, warmup=50, rep=200, return_mode="median"))
+
+
+def add(name, gate, passes, sizes, ms):
+    row = dict(zip("BTHKV", sizes), name=name, gate=gate, ms=ms)
+    row["pass"] = passes
+    rows.append(row)
+    if worker is None:
+        print(f"{name:34} {gate:6} {passes:6} {sizes} {ms:.4f} ms", flush=True)
+
+
+def random(*shape):
+    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+
+
+def both(name, gate, sizes, forward, leaves, d_out):
+    def without_gradient():
+        with torch.no_grad():
+            forward()
+
+    def with_gradient():
+        forward().backward(d_out)
+        for leaf in leaves:
+            leaf.grad = None
+
+    add(name, gate, "fwd", sizes, median_ms(without_gradient))
+    add(name, gate, "fwdbwd", sizes, median_ms(with_gradient))
+
+
+def chunked(gate, b, t, h, k_dim, v_dim):
+    sizes = (b, t, h, k_dim, v_dim)
+    q, k = (random(b, t, h, k_dim).requires_grad_() for _ in range(2))
+    v, d_out = random(b, t, h, v_dim).requires_grad_(), random(b, t, h, v_dim)
+    leaves = [q, k, v]
+    if gate == "vector":
+        g = (F.logsigmoid(torch.randn(b, t, h, k_dim, device="cuda")) / 16).requires_grad_()
+        leaves.append(g)
+        both(f"fla {fla.__version__} chunk_gla", gate, sizes, lambda: chunk_gla(q, k, v, g)[0], leaves, d_out)
+    else:
+        forward = lambda: chunk_linear_attn(q, k, v, normalize=False)[0]
+        both(f"fla {fla.__version__} chunk_linear_attn", gate, sizes, forward, leaves, d_out)
+
+
+def attention(b, t, h, dim):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    backends = {"FlashAttention-2 (torch)": SDPBackend.FLASH_ATTENTION, "cuDNN attention (torch)": SDPBackend.CUDNN_ATTENTION}
+    for name, backend in backends.items():
+        q, k, v = (random(b, h, t, dim).requires_grad_() for _ in range(3))
+        forward = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        with sdpa_kernel(backend):
+            both(name, "none", (b, t, h, dim, dim), forward, [q, k, v], random(b, h, t, dim))
+
+
+def decode(b, h, k_dim, v_dim):
+    q, k, v = random(b, 1, h, k_dim), random(b, 1, h, k_dim), random(b, 1, h, v_dim)
+    g = F.logsigmoid(torch.randn(b, 1, h, k_dim, device="cuda")) / 16
+    state = torch.zeros(b, h, k_dim, v_dim, device="cuda")
+    step = lambda: fused_recurrent_gla(q, k, v, g, initial_state=state, output_final_state=True)
+    name = f"fla {fla.__version__} fused_recurrent_gla"
+    add(name, "vector", "decode", (b, 1, h, k_dim, v_dim), median_ms(step))
+
+
+def attempt(measure, *sizes):
+    try:
+        measure(*sizes)
+    except Exception as error:  # a peer that fails is reported, and the others go on
+        print(f"peers.py: {measure.__name__}{sizes} failed: {str(error)[:200]}", flush=True)
+
+
+if worker is not None:
+    take_a_share()
+elif fla:
+    warm_workers()
+if fla:
+    for case in CHUNKED:
+        attempt(chunked, *case)
+    for case in DECODE:
+        attempt(decode, *case)
+if worker is None:
+    for b, t in ((8, 1024), (8, 2048)):
+        attempt(attention, b, t, 16, 128)
+    with open(sys.argv[1] if len(sys.argv) > 1 else "peers.json", "w") as out:
+        json.dump(rows, out, indent=1)

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# The committed results: peers and our kernels back to back on one GPU.
+#
+#   benches/run.sh OUT [DEVICE] [DTYPE]      OUT: folder for peers.json and rows.json
+#
+# DEVICE is cuda (default) or vulkan, DTYPE bf16 (default; f16 on vulkan). Peers need Python with torch
+# and flash-linear-attention; without, the rows stand alone. KERNELS names a bench binary that is
+# already built, for machines without cargo.
+set -euo pipefail
+out=${1:?usage: benches/run.sh OUT [DEVICE] [DTYPE]}
+device=${2:-cuda}
+dtype=${3:-$([[ "$device" == cuda ]] && echo bf16 || echo f16)}
+here=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+
+peers=()
+if python3 "$here/peers.py" "$out/peers.json"; then
+    peers=(--peers "$out/peers.json")
+else
+    echo "run.sh: no peers in this run"
+fi
+args=(--device "$device" --dtype "$dtype" --suite --out "$out/rows.json" --date "$(date +%F)")
+args+=("${peers[@]+"${peers[@]}"}")
+if [[ -n "${KERNELS:-}" ]]; then
+    "$KERNELS" --bench "${args[@]}"
+else
+    cd "$here/.."
+    cargo bench --workspace --bench '*' --features "gla-benches/$device" -- "${args[@]}"
+fi

@@ -1,0 +1,211 @@
+//! Rows of results, beside the times of peers.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use anyhow::{Context, Result, anyhow};
+use serde::{Deserialize, Serialize};
+
+/// Sizes of one call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    /// Sequences.
+    #[serde(rename = "B")]
+    pub batch: usize,
+    /// Steps of each.
+    #[serde(rename = "T")]
+    pub time: usize,
+    /// Heads.
+    #[serde(rename = "H")]
+    pub heads: usize,
+    /// Key channels of a head.
+    #[serde(rename = "K")]
+    pub key_dim: usize,
+    /// Value channels of a head.
+    #[serde(rename = "V")]
+    pub value_dim: usize,
+}
+
+impl FromStr for Shape {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let sizes: Vec<usize> = text.split(',').map(str::parse).collect::<Result<_, _>>()?;
+        let [batch, time, heads, key_dim, value_dim] = sizes[..] else {
+            return Err(anyhow!("{text}: expected B,T,H,K,V, got {} numbers", sizes.len()));
+        };
+        Ok(Shape { batch, time, heads, key_dim, value_dim })
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Shape { batch, time, heads, key_dim, value_dim } = self;
+        write!(f, "{batch},{time},{heads},{key_dim},{value_dim}")
+    }
+}
+
+/// One measurement.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// `gla`.
+    pub op: &'static str,
+    /// The kind of gate.
+    pub gate: String,
+    /// `fwd`, `fwdbwd` or `decode`.
+    pub pass: String,
+    /// Sizes.
+    #[serde(flatten)]
+    pub shape: Shape,
+    /// Type of q, k, v, o.
+    pub dtype: String,
+    /// The plan that ran.
+    pub plan: String,
+    /// How tiles were multiplied.
+    pub instruction: String,
+    /// Median.
+    pub ms: f64,
+    /// What it is compared with.
+    pub peer: Option<String>,
+    /// Its median in the same run.
+    pub peer_ms: Option<f64>,
+    /// `peer_ms / ms`.
+    pub ratio: Option<f64>,
+    /// Bytes that the pass cannot do without, per second.
+    pub gbps: f64,
+    /// MiB that the device's pool holds for the call, its tensors included.
+    pub peak_mib: Option<f64>,
+    /// Day of the run.
+    pub date: String,
+}
+
+impl Row {
+    /// A row without peer; plan and instruction are still to be told.
+    pub fn new(
+        gate: &str,
+        pass: &str,
+        shape: Shape,
+        dtype: &str,
+        ms: f64,
+        bytes: usize,
+        date: &str,
+    ) -> Self {
+        Row {
+            op: "gla",
+            gate: gate.into(),
+            pass: pass.into(),
+            shape,
+            dtype: dtype.into(),
+            plan: String::new(),
+            instruction: String::new(),
+            ms: rounded(ms),
+            peer: None,
+            peer_ms: None,
+            ratio: None,
+            gbps: (bytes as f64 / ms / 1e5).round() / 10.0,
+            peak_mib: None,
+            date: date.into(),
+        }
+    }
+}
+
+/// Four digits after the point.
+fn rounded(x: f64) -> f64 {
+    (x * 1e4).round() / 1e4
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Row { gate, pass, shape, dtype, plan, instruction, ms, gbps, .. } = self;
+        let shape = shape.to_string();
+        write!(
+            f,
+            "{gate:6} {pass:6} {shape:20} {dtype:4} {plan} {instruction} {ms:9.4} ms {gbps:8.1} GB/s"
+        )?;
+        match (&self.peer, self.ratio) {
+            (Some(peer), Some(ratio)) => write!(f, "  {ratio:.2}x {peer}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Times of peers in the same run.
+#[derive(Clone, Debug, Default)]
+pub struct Peers(Vec<Peer>);
+
+/// One time of a peer, as `peers.py` writes it.
+#[derive(Clone, Debug, Deserialize)]
+struct Peer {
+    name: String,
+    gate: String,
+    pass: String,
+    #[serde(flatten)]
+    shape: Shape,
+    ms: f64,
+}
+
+impl Peers {
+    /// Reads the file that `peers.py` wrote.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read, or is not what that script writes.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        Ok(Peers(serde_json::from_str(&text).with_context(|| path.display().to_string())?))
+    }
+
+    /// The row beside the fastest peer of its gate, pass and shape.
+    pub fn beside(&self, mut row: Row) -> Row {
+        let same = |peer: &&Peer| {
+            peer.gate == row.gate && peer.pass == row.pass && peer.shape == row.shape
+        };
+        if let Some(peer) = self.0.iter().filter(same).min_by(|a, b| a.ms.total_cmp(&b.ms)) {
+            row.peer = Some(peer.name.clone());
+            row.peer_ms = Some(rounded(peer.ms));
+            row.ratio = Some((peer.ms / row.ms * 1e3).round() / 1e3);
+        }
+        row
+    }
+}
+
+/// Writes rows as one JSON array, a row a line.
+///
+/// # Errors
+///
+/// If the file cannot be written.
+pub fn write_rows(path: &Path, rows: &[Row]) -> Result<()> {
+    let lines: Vec<String> = rows.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+    std::fs::write(path, format!("[\n {}\n]\n", lines.join(",\n ")))
+        .with_context(|| path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_stand_beside_the_fastest_peer_of_the_same_call() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let peer = |name: &str, pass: &str, ms: f64| {
+            format!(
+                r#"{{"name":"{name}","gate":"none","pass":"{pass}","B":1,"T":2,"H":3,"K":4,"V":5,"ms":{ms}}}"#
+            )
+        };
+        let peers = [peer("a", "fwd", 3.0), peer("b", "fwd", 2.0), peer("c", "fwdbwd", 1.0)];
+        std::fs::write(file.path(), format!("[{}]", peers.join(","))).unwrap();
+        let peers = Peers::read(file.path()).unwrap();
+        let shape: Shape = "1,2,3,4,5".parse().unwrap();
+        let row = Row::new("none", "fwd", shape, "bf16", 4.0, 8_000_000, "");
+        let row = peers.beside(row);
+        assert_eq!((row.peer.as_deref(), row.ratio, row.gbps), (Some("b"), Some(0.5), 2.0));
+        let alone = peers.beside(Row::new("vector", "fwd", shape, "bf16", 4.0, 8, ""));
+        assert_eq!(alone.peer, None);
+        write_rows(file.path(), &[row, alone]).unwrap();
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        let rows: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+        assert_eq!((rows.len(), &rows[0]["V"]), (2, &serde_json::json!(5)));
+        assert!("1,2,3".parse::<Shape>().unwrap_err().to_string().contains("got 3 numbers"));
+    }
+}
