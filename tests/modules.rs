@@ -245,19 +245,21 @@ fn parameters_are_named_and_shaped_as_in_fla() {
 
 #[test]
 fn sizes_of_the_published_models() {
-    let small = GlaTransformerConfig::new(32000, 1024, 24);
-    let tied = small.clone().with_tie_word_embeddings(true);
-    let large = GlaTransformerConfig::new(32000, 2560, 32).with_num_heads(5);
+    let tied = GlaTransformerConfig::gla_340m();
+    let small = tied.clone().with_tie_word_embeddings(false);
     let mistral = GlaTransformerConfig::new(32000, 4096, 32)
         .with_num_heads(32)
         .with_num_kv_heads(Some(8))
         .with_expand_k(1.0)
         .with_intermediate_size(Some(14336))
         .with_use_output_gate(false);
-    assert_eq!(tied.num_params(), 341_707_776);
+    let counts = [341_707_776, 1_365_514_240, 2_703_583_744];
+    for (name, count) in GlaTransformerConfig::PRESETS.into_iter().zip(counts) {
+        let preset = GlaTransformerConfig::preset(&name.to_lowercase()).expect("a known name");
+        assert_eq!(preset.num_params(), count, "{name}");
+    }
+    assert!(GlaTransformerConfig::preset("341M").is_none());
     assert_eq!(small.num_params(), 374_475_776);
-    assert_eq!(GlaTransformerConfig::new(32000, 2048, 24).num_params(), 1_365_514_240);
-    assert_eq!(large.num_params(), 2_703_583_744);
     assert_eq!(mistral.num_params(), 7_244_390_400);
 
     // parameters are made when first used: counting them takes no memory

@@ -2,9 +2,9 @@
 //!
 //! `CUBECL_AUTOTUNE_LEVEL=balanced cargo run --release -p gla-lm --bin train --features cuda`
 //!
-//! Burn times several kernels for every shape of a matrix product before it takes one. At CubeCL's
-//! own level, `balanced`, the first step of the `small` preset waits 108 s for that on an H100, in
-//! every process anew. A run of many hours may want the level; the default is not for that run.
+//! Burn compiles and times several kernels for every shape of a matrix product before it takes one, in
+//! every process anew. A run of many hours may want a level that tries more; the default is not for
+//! that run.
 
 use std::path::Path;
 

@@ -19,6 +19,7 @@ mod init;
 mod mlp;
 mod model;
 mod norm;
+mod presets;
 mod short_conv;
 mod state;
 #[cfg(feature = "store")]
