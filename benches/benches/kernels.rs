@@ -51,6 +51,9 @@ struct Args {
     /// Write the rows to this file
     #[arg(long)]
     out: Option<std::path::PathBuf>,
+    /// Draw the rows that have peers to this file
+    #[arg(long)]
+    svg: Option<std::path::PathBuf>,
     /// Day of the run, for the rows
     #[arg(long, default_value = "")]
     date: String,
@@ -200,6 +203,11 @@ fn main() -> Result<()> {
     }
     for row in &rows {
         println!("{row}");
+    }
+    if let Some(path) = &args.svg {
+        let title = format!("{}, {}", client.properties().identity.name, args.dtype);
+        std::fs::write(path, gla_benches::svg(&title, &rows))
+            .with_context(|| path.display().to_string())?;
     }
     match &args.out {
         Some(path) => gla_benches::write_rows(path, &rows),

@@ -1,7 +1,9 @@
 //! Timing of launches: synced, warmed, of outputs that were checked; and the rows that are kept.
 
+mod plot;
 mod rows;
 
+pub use plot::svg;
 pub use rows::*;
 
 use std::time::Instant;

@@ -1,0 +1,106 @@
+//! A chart of rows beside their peers, as SVG.
+
+use std::fmt::Write;
+
+use crate::Row;
+
+const WIDTH: f64 = 880.0;
+const LABEL: f64 = 290.0;
+const BAR: f64 = 14.0;
+const GAP: f64 = 12.0;
+const OURS: &str = "#3b6fb6";
+const PEER: &str = "#b9b9b9";
+
+/// Horizontal bars on a logarithmic scale, two for each row that has a peer: ours and the peer's.
+pub fn svg(title: &str, rows: &[Row]) -> String {
+    let rows: Vec<(&Row, f64)> = rows.iter().filter_map(|row| Some((row, row.peer_ms?))).collect();
+    let times = || rows.iter().flat_map(|(row, peer)| [row.ms, *peer]);
+    // without rows the chart is empty
+    let lowest = times().reduce(f64::min).unwrap_or(0.1).log10().floor();
+    let highest = times().reduce(f64::max).unwrap_or(1.0).log10().ceil().max(lowest + 1.0);
+    let room = WIDTH - LABEL - 90.0;
+    let x = |ms: f64| LABEL + (ms.log10() - lowest) / (highest - lowest) * room;
+    let top = 50.0;
+    let height = top + rows.len() as f64 * (2.0 * BAR + GAP) + 30.0;
+
+    let mut out = String::new();
+    let mut line = |text: String| writeln!(out, "{text}").expect("a string takes all");
+    line(format!(
+        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="12">"#
+    ));
+    line(format!(r#"<rect width="{WIDTH}" height="{height}" fill="white"/>"#));
+    line(format!(r#"<text x="10" y="20" font-size="15">{}</text>"#, escaped(title)));
+    let mut decade = lowest;
+    while decade <= highest {
+        let (at, ms) = (x(10f64.powf(decade)), 10f64.powf(decade));
+        let bottom = height - 25.0;
+        line(format!(
+            r##"<line x1="{at:.1}" y1="{top}" x2="{at:.1}" y2="{bottom}" stroke="#e0e0e0"/>"##
+        ));
+        line(format!(
+            r#"<text x="{at:.1}" y="{:.1}" text-anchor="middle">{ms} ms</text>"#,
+            height - 10.0
+        ));
+        decade += 1.0;
+    }
+    for (n, (row, peer_ms)) in rows.iter().enumerate() {
+        let y = top + n as f64 * (2.0 * BAR + GAP);
+        let name = format!("{} {} {}", row.shape, row.gate, row.pass);
+        line(format!(
+            r#"<text x="{:.1}" y="{:.1}" text-anchor="end">{}</text>"#,
+            LABEL - 8.0,
+            y + BAR + 4.0,
+            escaped(&name)
+        ));
+        let mut bar = |y: f64, ms: f64, color: &str, text: String| {
+            line(format!(
+                r#"<rect x="{LABEL}" y="{y:.1}" width="{:.1}" height="{BAR}" fill="{color}"/>"#,
+                x(ms) - LABEL
+            ));
+            line(format!(
+                r#"<text x="{:.1}" y="{:.1}" font-size="11">{}</text>"#,
+                x(ms) + 4.0,
+                y + BAR - 3.0,
+                escaped(&text)
+            ));
+        };
+        bar(y, row.ms, OURS, format!("{} ({:.2}x)", row.ms, peer_ms / row.ms));
+        let peer = row.peer.as_deref().unwrap_or_default();
+        bar(y + BAR, *peer_ms, PEER, format!("{peer_ms} {peer}"));
+    }
+    line("</svg>".to_string());
+    out
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_with_peers_are_drawn() {
+        let shape = "8,2048,4,128,256".parse().unwrap();
+        let mut with = Row::new("vector", "fwd", shape, "bf16", 0.2, 1, "");
+        (with.peer, with.peer_ms) = (Some("a & b".into()), Some(2.0));
+        let without = Row::new("none", "fwd", shape, "bf16", 0.3, 1, "");
+        let text = svg("times", &[with, without]);
+        assert!(text.starts_with("<svg") && text.trim_end().ends_with("</svg>"));
+        assert_eq!(text.matches("8,2048,4,128,256").count(), 1);
+        assert!(text.contains("0.2 (10.00x)") && text.contains("2 a &amp; b"));
+        // one decade is as wide as another: 0.2 to 2 is half of 0.1 to 10
+        let widths: Vec<f64> = text
+            .lines()
+            .filter(|line| line.contains(OURS) || line.contains(PEER))
+            .map(|line| {
+                let from = line.split("width=\"").nth(1).unwrap();
+                from.split('"').next().unwrap().parse().unwrap()
+            })
+            .collect();
+        let room = WIDTH - LABEL - 90.0;
+        assert!((widths[1] - widths[0] - room / 2.0).abs() < 0.2, "{widths:?}");
+        assert!(svg("none", &[]).contains("</svg>"));
+    }
+}
