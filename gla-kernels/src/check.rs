@@ -6,7 +6,8 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use crate::{
-    Blueprint, DeviceLimits, GlaError, Problem, Strategy, check_addressable, scan, select,
+    Blueprint, DeviceLimits, GlaError, MAX_BINDINGS, Problem, Strategy, check_addressable, scan,
+    select,
 };
 
 /// Checks that [`forward`](fn@crate::forward) and [`backward`](fn@crate::backward) can run a problem
@@ -32,8 +33,7 @@ pub fn check_chunked(
     let blueprint = select(strategy, problem, &limits)?;
     match blueprint {
         Blueprint::Split(split) => {
-            let spans = problem.sequences.spans();
-            let chunks: usize = spans.iter().map(|(_, len)| len.div_ceil(split.chunk)).sum();
+            let chunks = problem.sequences.num_chunks(split.chunk);
             let states = chunks.saturating_mul(dims.heads * dims.key_dim * dims.value_dim);
             check_allocation(client, "the states between chunks", states, 4)?;
         }
@@ -51,7 +51,7 @@ pub fn check_chunked(
 /// Checks that [`recurrent`](fn@crate::recurrent) can run a problem on a device.
 pub fn check_recurrent(client: &Client, problem: &Problem) -> Result<(), GlaError> {
     check_problem(client, problem)?;
-    DeviceLimits::of(client).check_bindings()
+    DeviceLimits::of(client).check_bindings(MAX_BINDINGS)
 }
 
 /// Checks the problem, its types on this device, and the outputs of every form.

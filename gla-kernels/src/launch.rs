@@ -78,6 +78,23 @@ impl<'a, B> Launcher<'a, B> {
         [self.problem.dtype, self.problem.gate_dtype]
     }
 
+    /// Where a kernel that works per query head writes an output of key/value heads: `out` itself, or
+    /// f32 scratch for [`sum_heads`](Self::sum_heads).
+    pub fn per_head(&self, out: &Handle, width: usize) -> (Handle, ElemType) {
+        match self.problem.dims.heads / self.problem.dims.kv_heads {
+            1 => (out.clone(), self.problem.dtype),
+            _ => (self.scratch(self.row_heads() * width), f32::elem_type_native()),
+        }
+    }
+
+    /// Adds up what was written to [`per_head`](Self::per_head) of `out`.
+    pub fn sum_heads(&self, written: &Handle, out: &Handle, width: usize) {
+        let group = self.problem.dims.heads / self.problem.dims.kv_heads;
+        if group > 1 {
+            self.reduce_heads(written, out, group, width, 1, self.problem.dtype);
+        }
+    }
+
     /// Stage `reduce` over the heads of a group and `inner` channels, with a cast to `dtype`.
     pub fn reduce_heads(
         &self,

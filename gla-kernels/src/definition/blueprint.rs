@@ -166,11 +166,35 @@ pub struct DeviceLimits {
 
 impl DeviceLimits {
     /// Checks that the device binds as many buffers as the kernels need.
-    pub fn check_bindings(&self) -> Result<(), GlaError> {
-        if self.bindings < MAX_BINDINGS {
-            return Err(GlaError::Bindings { requested: MAX_BINDINGS, available: self.bindings });
+    pub fn check_bindings(&self, requested: usize) -> Result<(), GlaError> {
+        match self.bindings {
+            available if requested > available => Err(GlaError::Bindings { requested, available }),
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Checks that a cube has as much shared memory as a kernel needs.
+    pub fn check_shared_memory(
+        &self,
+        kernel: &'static str,
+        requested: usize,
+    ) -> Result<(), GlaError> {
+        match self.shared_memory {
+            available if requested > available => {
+                Err(GlaError::SharedMemory { kernel, requested, available })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that a cube may have as many units as a kernel needs.
+    pub fn check_units(&self, kernel: &'static str, requested: usize) -> Result<(), GlaError> {
+        match self.units {
+            available if requested > available => {
+                Err(GlaError::Units { kernel, requested, available })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Reads them off a device.
@@ -248,17 +272,10 @@ impl SplitBlueprint {
             return Err(GlaError::Cols { allowed: COLS, got: self.cols });
         }
         for (kernel, requested) in self.shared_memory() {
-            if requested > limits.shared_memory {
-                let available = limits.shared_memory;
-                return Err(GlaError::SharedMemory { kernel, requested, available });
-            }
+            limits.check_shared_memory(kernel, requested)?;
         }
-        for (kernel, requested) in [("scores", self.blocks() * self.chunk), ("state", self.units())]
-        {
-            if requested > limits.units {
-                return Err(GlaError::Units { kernel, requested, available: limits.units });
-            }
-        }
-        limits.check_bindings()
+        limits.check_units("scores", self.blocks() * self.chunk)?;
+        limits.check_units("state", self.units())?;
+        limits.check_bindings(MAX_BINDINGS)
     }
 }

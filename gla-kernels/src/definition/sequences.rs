@@ -86,6 +86,11 @@ impl Sequences {
         }
     }
 
+    /// Chunks of `chunk` rows, of which none straddles two sequences.
+    pub fn num_chunks(&self, chunk: usize) -> usize {
+        self.spans().iter().map(|(_, len)| len.div_ceil(chunk)).sum()
+    }
+
     /// The table the kernels read: for each sequence `(first chunk, number of chunks)`, then for
     /// each chunk `(first row, rows)`. No chunk straddles two sequences.
     pub fn chunk_table(&self, chunk: usize) -> ChunkTable {
@@ -155,6 +160,7 @@ mod tests {
         packed.validate().unwrap();
         let table = packed.chunk_table(64);
         assert_eq!((table.num_sequences, table.num_chunks), (4, 4));
+        assert_eq!(packed.num_chunks(64), 4);
         assert_eq!(table.words[..8], [0, 1, 1, 0, 1, 1, 2, 2]);
         assert_eq!(table.words[8..], [0, 5, 5, 59, 64, 64, 128, 2]);
         assert_eq!(packed.longest(), 66);
@@ -168,6 +174,7 @@ mod tests {
         let segments = table.segments(3);
         assert_eq!(segments.bounds, [0, 1, 1, 4]);
         assert_eq!(segments.table.num_sequences, 4);
+        assert_eq!(packed.num_chunks(16 * 3), 4);
         assert_eq!(segments.table.words[..8], [0, 1, 1, 3, 4, 3, 7, 2]);
         assert_eq!(segments.table.words[8..], table.words[6..]);
     }

@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::walk_spec::{KeyAxis, WalkShape, WalkSpec};
-use super::{CHUNK, CHUNK_UNITS, ChunkSpec, combine, intra_grad, prepare, walk};
+use super::{CHUNK, CHUNK_UNITS, ChunkSpec, combine, intra_grad, padded, prepare, walk};
 use crate::launch::{Launcher, arg, cubes};
 use crate::{ScanBlueprint, Segments};
 
@@ -45,9 +45,8 @@ pub(crate) struct Walk<'a> {
 }
 
 impl Launcher<'_, ScanBlueprint> {
-    /// `K` rounded up to whole tiles.
-    pub fn padded(&self) -> usize {
-        self.problem.dims.key_dim.next_multiple_of(16)
+    fn padded(&self) -> usize {
+        padded(self.problem.dims)
     }
 
     fn chunk_spec(&self) -> ChunkSpec {
@@ -56,12 +55,12 @@ impl Launcher<'_, ScanBlueprint> {
 
     /// The lines of the call.
     pub fn lines(&self) -> Lines {
-        let table = self.problem.sequences.chunk_table(CHUNK);
         let longest = self.problem.sequences.longest().div_ceil(CHUNK);
         if longest <= self.blueprint.segment {
             let (table, table_len) = self.table_handle();
             return Lines { table, table_len, bounds: None, count: self.problem.num_sequences() };
         }
+        let table = self.problem.sequences.chunk_table(CHUNK);
         let Segments { table, bounds } = table.segments(self.blueprint.segment);
         Lines {
             table: self.client.create_from_slice(u32::as_bytes(&table.words)),
@@ -74,12 +73,8 @@ impl Launcher<'_, ScanBlueprint> {
     /// What a walk along the lines depends on.
     pub fn shape(&self, lines: &Lines, ends: &Ends, reversed: bool) -> WalkShape {
         WalkShape {
-            dims: self.problem.dims,
-            count: lines.count,
-            processors: self.limits.processors,
-            shared_memory: self.limits.shared_memory,
-            reversed,
             has_start: ends.start.is_some(),
+            ..WalkShape::new(self.problem.dims, &self.limits, lines.count, reversed)
         }
     }
 

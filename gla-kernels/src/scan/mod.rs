@@ -54,17 +54,15 @@ pub const TILE: usize = CHUNK * STRIDE;
 /// Storage buffers that the largest kernel binds, its metadata included.
 pub const BINDINGS: usize = 12;
 
+/// Key channels of what the plan stores itself: rounded up to whole tiles.
+pub(crate) fn padded(dims: Dims) -> usize {
+    dims.key_dim.next_multiple_of(16)
+}
+
 /// Checks that the device has room for the kernels.
 pub(crate) fn validate(dims: Dims, limits: &DeviceLimits) -> Result<(), GlaError> {
-    let shape = |reversed| WalkShape {
-        dims,
-        count: 1,
-        processors: limits.processors,
-        shared_memory: limits.shared_memory,
-        reversed,
-        has_start: true,
-    };
-    let (values, keys) = (WalkSpec::values(shape(true)), WalkSpec::keys(shape(true)));
+    let shape = WalkShape::new(dims, limits, 1, true);
+    let (values, keys) = (WalkSpec::values(shape), WalkSpec::keys(shape));
     let sums = 4 * (1 + intra_grad::CROSSING) * SLICE * GROUPS;
     let needs = [
         ("prepare", 2 * 8 * TILE + 4 * SLICE * GROUPS, CHUNK_UNITS),
@@ -73,31 +71,16 @@ pub(crate) fn validate(dims: Dims, limits: &DeviceLimits) -> Result<(), GlaError
         ("intra_grad", 2 * (LEVELS * TILE + CHUNK * (CHUNK + 8)) + sums, CHUNK_UNITS),
     ];
     for (kernel, requested, units) in needs {
-        if requested > limits.shared_memory {
-            let available = limits.shared_memory;
-            return Err(GlaError::SharedMemory { kernel, requested, available });
-        }
-        if units > limits.units {
-            return Err(GlaError::Units { kernel, requested: units, available: limits.units });
-        }
+        limits.check_shared_memory(kernel, requested)?;
+        limits.check_units(kernel, units)?;
     }
-    if limits.bindings < BINDINGS {
-        return Err(GlaError::Bindings { requested: BINDINGS, available: limits.bindings });
-    }
-    Ok(())
+    limits.check_bindings(BINDINGS)
 }
 
 /// Bytes of shared memory of the largest walk for so many lines.
 #[cfg(test)]
 pub(crate) fn largest_walk(dims: Dims, count: usize, limits: &DeviceLimits) -> usize {
-    let shape = |reversed| WalkShape {
-        dims,
-        count,
-        processors: limits.processors,
-        shared_memory: limits.shared_memory,
-        reversed,
-        has_start: true,
-    };
+    let shape = |reversed| WalkShape::new(dims, limits, count, reversed);
     [false, true]
         .into_iter()
         .flat_map(|reversed| [WalkSpec::values(shape(reversed)), WalkSpec::keys(shape(reversed))])
@@ -113,23 +96,16 @@ pub(crate) fn scratch(
     limits: &DeviceLimits,
 ) -> Vec<(&'static str, usize, usize)> {
     let dims = problem.dims;
-    let table = problem.sequences.chunk_table(CHUNK);
-    let segments = table.segments(blueprint.segment).table.num_sequences;
-    let keys = WalkSpec::keys(WalkShape {
-        dims,
-        count: segments,
-        processors: limits.processors,
-        shared_memory: limits.shared_memory,
-        reversed: true,
-        has_start: true,
-    });
+    let chunks = problem.sequences.num_chunks(CHUNK);
+    let segments = problem.sequences.num_chunks(CHUNK.saturating_mul(blueprint.segment));
+    let keys = WalkSpec::keys(WalkShape::new(dims, limits, segments, true));
     let size = problem.dtype.size();
-    let chunk_heads = table.num_chunks * dims.heads;
+    let chunk_heads = chunks * dims.heads;
     vec![
         ("queries with their decay", problem.rows() * dims.heads * keys.padded, size),
         ("the states between segments", segments * dims.heads * dims.key_dim * dims.value_dim, 4),
         ("the state gradients between chunks", 2 * chunk_heads * keys.trace_pairs(), size),
-        ("shares of the key gradient", keys.out_len(problem.rows(), table.num_chunks), 4),
+        ("shares of the key gradient", keys.out_len(problem.rows(), chunks), 4),
     ]
 }
 
@@ -138,7 +114,7 @@ pub(crate) fn scratch(
 pub struct ChunkSpec {
     /// Heads, widths and gate kind.
     pub dims: Dims,
-    /// `dims.key_dim` rounded up to a multiple of 16: the width of what the plan stores itself.
+    /// See [`padded`].
     pub padded: usize,
 }
 

@@ -47,7 +47,7 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
 
     let (start, end) = (args.d_final.as_ref(), &args.dh0);
     let ends = launcher.ends(&made, &lines, true, [&made.qt, d_o], start, end);
-    let dv_heads = (group > 1).then(|| launcher.scratch(launcher.row_heads() * dims.value_dim));
+    let (dv, dv_type) = launcher.per_head(&args.dv, dims.value_dim);
     launcher.walk(
         &made,
         &lines,
@@ -57,17 +57,12 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
             update: &made.qt,
             right: d_o,
             ends: &ends,
-            out: match &dv_heads {
-                None => (&args.dv, problem.dtype),
-                Some(scratch) => (scratch, f32_type),
-            },
+            out: (&dv, dv_type),
             trace: None,
             products: None,
         },
     );
-    if let Some(scratch) = &dv_heads {
-        launcher.reduce_heads(scratch, &args.dv, group, dims.value_dim, 1, problem.dtype);
-    }
+    launcher.sum_heads(&dv, &args.dv, dims.value_dim);
 
     // writes the same last states once more
     let spec = WalkSpec::keys(launcher.shape(&lines, &ends, true));
@@ -109,7 +104,7 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
     );
 
     let key_len = launcher.row_heads() * dims.key_dim;
-    let dk_heads = (group > 1).then(|| launcher.scratch(key_len));
+    let (dk, dk_type) = launcher.per_head(&args.dk, dims.key_dim);
     let dg = match &args.dgate {
         Some(_) if dims.gate != GateKind::Vector || group > 1 => Some(launcher.scratch(key_len)),
         _ => None,
@@ -119,19 +114,14 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
         [&dq_state, &dk_state, &products],
         &spec,
         (&args.dq, problem.dtype),
-        match &dk_heads {
-            None => (&args.dk, problem.dtype),
-            Some(scratch) => (scratch, f32_type),
-        },
+        (&dk, dk_type),
         match (&dg, &args.dgate) {
             (Some(scratch), _) => (scratch, f32_type),
             (None, Some(dgate)) => (dgate, problem.gate_dtype),
             (None, None) => (&unused, f32_type),
         },
     );
-    if let Some(scratch) = &dk_heads {
-        launcher.reduce_heads(scratch, &args.dk, group, dims.key_dim, 1, problem.dtype);
-    }
+    launcher.sum_heads(&dk, &args.dk, dims.key_dim);
     if let (Some(scratch), Some(dgate)) = (&dg, &args.dgate) {
         launcher.gate_gradient(scratch, dgate);
     }

@@ -1,8 +1,8 @@
 //! What a walk is compiled for: its operands and its tiles.
 
-use super::CHUNK;
 use super::stage::Stage;
-use crate::Dims;
+use super::{CHUNK, padded};
+use crate::{DeviceLimits, Dims};
 
 /// Which side of the state the key channels, and with them the decay, lie on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -100,6 +100,20 @@ pub(crate) struct WalkShape {
     pub has_start: bool,
 }
 
+impl WalkShape {
+    /// `count` walks for each head on a device, from a given state.
+    pub fn new(dims: Dims, limits: &DeviceLimits, count: usize, reversed: bool) -> Self {
+        WalkShape {
+            dims,
+            count,
+            processors: limits.processors,
+            shared_memory: limits.shared_memory,
+            reversed,
+            has_start: true,
+        }
+    }
+}
+
 impl WalkSpec {
     /// The walk for `o`, or `dv` if `reversed`.
     pub fn values(shape: WalkShape) -> Self {
@@ -147,7 +161,7 @@ impl WalkSpec {
             keys: KeyAxis::Depth,
             intra: if reversed { Intra::Upper } else { Intra::Lower },
             trace: Trace::None,
-            ..Self::tiled(shape, tile, dims.key_dim.next_multiple_of(16), dims.value_dim)
+            ..Self::tiled(shape, tile, padded(dims), dims.value_dim)
         }
     }
 
@@ -164,7 +178,7 @@ impl WalkSpec {
                 (true, true) => Trace::Write,
                 (true, false) => Trace::Read,
             },
-            ..Self::tiled(shape, tile, dims.value_dim, dims.key_dim.next_multiple_of(16))
+            ..Self::tiled(shape, tile, dims.value_dim, padded(dims))
         }
     }
 
@@ -185,7 +199,7 @@ impl WalkSpec {
             column_planes: width.div_ceil(16).min(tile.1),
             parts,
             state: (shape.dims.key_dim, shape.dims.value_dim),
-            padded: shape.dims.key_dim.next_multiple_of(16),
+            padded: padded(shape.dims),
             keys: KeyAxis::Depth,
             reversed: shape.reversed,
             intra: Intra::None,

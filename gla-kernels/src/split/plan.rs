@@ -42,19 +42,9 @@ pub(crate) fn backward(launcher: &Launcher<SplitBlueprint>, args: &BackwardArgs)
     let group = dims.heads / dims.kv_heads;
     let pairs = launcher.scratch(launcher.row_heads() * launcher.blueprint.chunk);
     launcher.scores(q, k, dims.key_dim, dims.gate.is_some(), &pairs);
-    let dv_heads = if group == 1 {
-        None
-    } else {
-        Some(launcher.scratch(launcher.row_heads() * dims.value_dim))
-    };
-    let dv = match &dv_heads {
-        None => (&args.dv, problem.dtype),
-        Some(scratch) => (scratch, f32_type),
-    };
-    launcher.output(Role::Key, [k, d_o], [&d_states, &pairs], dv);
-    if let Some(scratch) = &dv_heads {
-        launcher.reduce_heads(scratch, &args.dv, group, dims.value_dim, 1, problem.dtype);
-    }
+    let (dv, dv_type) = launcher.per_head(&args.dv, dims.value_dim);
+    launcher.output(Role::Key, [k, d_o], [&d_states, &pairs], (&dv, dv_type));
+    launcher.sum_heads(&dv, &args.dv, dims.value_dim);
 
     // `A` is used up: its buffer takes `dA`
     launcher.scores(d_o, v, dims.value_dim, false, &pairs);
