@@ -141,6 +141,16 @@ mod tests {
             &limits(48 << 10, 1024),
         );
         assert_eq!(odd.unwrap_err().to_string(), "cols: must be one of [64, 32, 16], got 0");
+        let tensor = SplitBlueprint { chunk: 64, cols: 64, instruction: Instruction::Mma };
+        let tensor = select(
+            Strategy::Forced(Blueprint::Split(tensor)),
+            &problem(10, 8, 8),
+            &limits(48 << 10, 1024),
+        );
+        assert_eq!(
+            tensor.unwrap_err().to_string(),
+            "instruction: the split plan has Registers only, got Mma"
+        );
         let narrow = select(Strategy::Chunk(64), &problem(10, 8, 8), &limits(48 << 10, 128));
         assert_eq!(
             narrow.unwrap_err().to_string(),

@@ -21,7 +21,7 @@ pub fn contract(
     #[comptime] instruction: Instruction,
 ) {
     match instruction {
-        // the scan plan's: its tiles are multiplied by `multiply`
+        // refused by `SplitBlueprint::validate`: the scan plan's tiles are multiplied by `multiply`
         Instruction::Mma => {}
         Instruction::Registers => {
             for d in 0..depth {

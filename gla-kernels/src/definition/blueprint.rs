@@ -271,6 +271,10 @@ impl SplitBlueprint {
         if !COLS.contains(&self.cols) {
             return Err(GlaError::Cols { allowed: COLS, got: self.cols });
         }
+        if self.instruction != Instruction::Registers {
+            let message = format!("the split plan has Registers only, got {:?}", self.instruction);
+            return Err(GlaError::Argument { name: "instruction", message });
+        }
         for (kernel, requested) in self.shared_memory() {
             limits.check_shared_memory(kernel, requested)?;
         }
