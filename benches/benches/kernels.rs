@@ -77,7 +77,7 @@ const UNGATED: [&str; 2] = ["8,1024,16,128,128", "8,2048,16,128,128"];
 const DECODE: [&str; 3] = ["1,4,256,512", "32,4,256,512", "256,4,256,512"];
 
 fn client(name: &str) -> Result<Client> {
-    let device = match name {
+    let device: cubecl::Device = match name {
         #[cfg(feature = "cuda")]
         "cuda" => cubecl::Device::cuda(0)?,
         #[cfg(any(feature = "wgpu", feature = "vulkan"))]
