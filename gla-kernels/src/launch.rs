@@ -4,7 +4,8 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use crate::{DeviceLimits, GateKind, Problem, reduce};
+use crate::reduce::{self, Sum};
+use crate::{DeviceLimits, GateKind, Problem};
 
 /// One chunked call on one device. `B` is the blueprint of its plan, which has the kernels.
 pub(crate) struct Launcher<'a, B> {
@@ -78,34 +79,40 @@ impl<'a, B> Launcher<'a, B> {
         [self.problem.dtype, self.problem.gate_dtype]
     }
 
-    /// Where a kernel that works per query head writes an output of key/value heads: `out` itself, or
-    /// f32 scratch for [`sum_heads`](Self::sum_heads).
-    pub fn per_head(&self, out: &Handle, width: usize) -> (Handle, ElemType) {
-        match self.problem.dims.heads / self.problem.dims.kv_heads {
-            1 => (out.clone(), self.problem.dtype),
-            _ => (self.scratch(self.row_heads() * width), f32::elem_type_native()),
-        }
-    }
-
-    /// Adds up what was written to [`per_head`](Self::per_head) of `out`.
-    pub fn sum_heads(&self, written: &Handle, out: &Handle, width: usize) {
-        let group = self.problem.dims.heads / self.problem.dims.kv_heads;
-        if group > 1 {
-            self.reduce_heads(written, out, group, width, 1, self.problem.dtype);
-        }
-    }
-
-    /// Stage `reduce` over the heads of a group and `inner` channels, with a cast to `dtype`.
-    pub fn reduce_heads(
+    /// Where a kernel that works per query head and in `parts` writes an output
+    /// `[rows, own_heads, width]`: `out` itself, or f32 scratch for [`sum_shares`](Self::sum_shares).
+    pub fn shares(
         &self,
-        x: &Handle,
         out: &Handle,
-        group: usize,
+        own_heads: usize,
         width: usize,
-        inner: usize,
-        dtype: ElemType,
+        parts: usize,
+    ) -> (Handle, ElemType) {
+        match parts * self.problem.dims.heads / own_heads {
+            1 => (out.clone(), self.problem.dtype),
+            _ => (self.scratch(parts * self.row_heads() * width), f32::elem_type_native()),
+        }
+    }
+
+    /// Adds up what was written to [`shares`](Self::shares) of `out`.
+    pub fn sum_shares(
+        &self,
+        written: &Handle,
+        out: &Handle,
+        own_heads: usize,
+        width: usize,
+        parts: usize,
     ) {
-        let elements = self.row_heads() / group * width;
+        let group = self.problem.dims.heads / own_heads;
+        if parts * group > 1 {
+            let sum = Sum { parts, group, width, inner: 1 };
+            self.reduce_heads(written, out, sum, self.problem.dtype);
+        }
+    }
+
+    /// Stage `reduce` over parts, the heads of a group and inner channels, with a cast to `dtype`.
+    pub fn reduce_heads(&self, x: &Handle, out: &Handle, sum: Sum, dtype: ElemType) {
+        let elements = self.row_heads() / sum.group * sum.width;
         if elements == 0 {
             return;
         }
@@ -116,12 +123,10 @@ impl<'a, B> Launcher<'a, B> {
                 self.client,
                 cubes(elements.div_ceil(units), &self.limits),
                 CubeDim::new_1d(units as u32),
-                arg(x, self.row_heads() * width * inner),
+                arg(x, sum.parts * self.row_heads() * sum.width * sum.inner),
                 arg(out, elements),
                 elements,
-                group,
-                width,
-                inner,
+                sum,
                 dtype,
             );
         }
@@ -147,18 +152,25 @@ impl<'a, B> Launcher<'a, B> {
         }
     }
 
-    /// Sums a gate gradient per query head and channel to the shape of the gate.
-    pub fn gate_gradient(&self, dg: &Handle, dgate: &Handle) {
+    /// Sums a gate gradient `[rows, H, channels]` to the shape of the gate.
+    pub fn gate_gradient(&self, dg: &Handle, dgate: &Handle, channels: usize) {
         let (dims, dtype) = (self.problem.dims, self.problem.gate_dtype);
         let group = dims.heads / dims.kv_heads;
         match dims.gate {
             GateKind::None => {}
-            GateKind::Vector => self.reduce_heads(dg, dgate, group, dims.key_dim, 1, dtype),
-            GateKind::Scalar => self.reduce_heads(dg, dgate, group, 1, dims.key_dim, dtype),
-            GateKind::Fixed if self.problem.rows() > 0 => {
+            GateKind::Vector => {
+                let sum = Sum { parts: 1, group, width: dims.key_dim, inner: 1 };
+                self.reduce_heads(dg, dgate, sum, dtype);
+            }
+            GateKind::Scalar => {
+                let sum = Sum { parts: 1, group, width: 1, inner: channels };
+                self.reduce_heads(dg, dgate, sum, dtype);
+            }
+            GateKind::Fixed if self.problem.rows() > 0 && channels > 1 => {
                 // over channels first: in parallel, and into sums of few terms
                 let per_row = self.scratch(self.row_heads());
-                self.reduce_heads(dg, &per_row, 1, 1, dims.key_dim, f32::elem_type_native());
+                let sum = Sum { parts: 1, group: 1, width: 1, inner: channels };
+                self.reduce_heads(dg, &per_row, sum, f32::elem_type_native());
                 self.reduce_rows(&per_row, dgate, 1, dtype);
             }
             GateKind::Fixed => self.reduce_rows(dg, dgate, 1, dtype),

@@ -1,11 +1,12 @@
 //! The recurrence step by step: a short scan, and the single step of decoding.
 //!
 //! A cube owns some columns of one head's state and walks time. Its units share the key channels:
-//! each updates some rows of one column and sums their share of the output, which they add up in
-//! shared memory. The state is updated in place; it starts as the initial state and ends as the final
+//! each updates some rows of up to eight neighbouring columns and sums their share of the output,
+//! which they add up in shared memory. The state is updated in place; it starts as the initial state and ends as the final
 //! one. A step reads and writes the state once, so what counts is how many rows are on their way
 //! at a time: a unit reads eight before it touches the first.
 
+use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
@@ -22,24 +23,24 @@ use crate::{
 ///   `time` rows
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-fn gla_recurrent_kernel<E: Float, G: Float>(
+fn gla_recurrent_kernel<E: Float, G: Float, S: Float, N: Size>(
     q: &[E],
     k: &[E],
-    v: &[E],
+    v: &[Vector<E, N>],
     gate: &[G],
-    state: &mut [f32],
-    o: &mut [E],
+    state: &mut [Vector<S, N>],
+    o: &mut [Vector<E, N>],
     spans: &[u32],
     time: usize,
     tasks: usize,
     scale: f32,
     #[comptime] spec: RecurrentSpec,
-    #[define(E, G)] _dtypes: [ElemType; 2],
+    #[define(E, G, S)] _dtypes: [ElemType; 3],
 ) {
     let dims = comptime!(spec.dims);
     let cols = comptime!(spec.cols);
     let key_dim = comptime!(dims.key_dim);
-    let value_dim = comptime!(dims.value_dim);
+    let value_dim = comptime!(dims.value_dim / spec.vector);
     let tiles_v = comptime!(value_dim.div_ceil(cols));
     // rows of the state for each unit
     let share = comptime!(key_dim.div_ceil(spec.slices).next_multiple_of(BATCH));
@@ -62,16 +63,16 @@ fn gla_recurrent_kernel<E: Float, G: Float>(
     let column = select(exists, j, 0usize);
     let state_at = (sequence * dims.heads + head) * comptime!(key_dim * value_dim) + column;
 
-    let mut partial = Shared::<[f32]>::new_slice(comptime!(cols * spec.slices));
+    let mut partial = Shared::<[Vector<f32, N>]>::new_slice(comptime!(cols * spec.slices));
     for row in start..start + len {
         let q_at = row_offset(row, head, dims, dims.heads, key_dim);
         let k_at = row_offset(row, head, dims, dims.kv_heads, key_dim);
         let value_at = row_offset(row, head, dims, dims.kv_heads, value_dim) + column;
-        let value = f32::cast_from(v[value_at]);
-        let mut sum = f32::new(0.0);
+        let value = Vector::<f32, N>::cast_from(v[value_at]);
+        let mut sum = Vector::<f32, N>::new(0.0f32);
         for batch in 0..comptime!(share / BATCH) {
             let first = slice * share + batch * BATCH;
-            let mut old = Array::<f32>::new(BATCH);
+            let mut old = Array::<Vector<S, N>>::new(BATCH);
             #[unroll]
             for n in 0..BATCH {
                 let i = select(first + n < key_dim, first + n, 0usize);
@@ -81,10 +82,11 @@ fn gla_recurrent_kernel<E: Float, G: Float>(
             for n in 0..BATCH {
                 let i = first + n;
                 if i < key_dim && exists {
-                    let w = decay::<G>(gate, row, head, i, dims);
-                    let next = old[n] * w + f32::cast_from(k[k_at + i]) * value;
-                    state[state_at + i * value_dim] = next;
-                    sum += f32::cast_from(q[q_at + i]) * next;
+                    let w = Vector::new(decay::<G>(gate, row, head, i, dims));
+                    let own = Vector::new(f32::cast_from(k[k_at + i]));
+                    let next = Vector::<f32, N>::cast_from(old[n]) * w + own * value;
+                    state[state_at + i * value_dim] = Vector::cast_from(next);
+                    sum += Vector::new(f32::cast_from(q[q_at + i])) * next;
                 }
             }
         }
@@ -99,7 +101,8 @@ fn gla_recurrent_kernel<E: Float, G: Float>(
             }
         }
         if slice == 0 && exists {
-            o[(row * dims.heads + head) * value_dim + j] = E::cast_from(sum * scale);
+            o[(row * dims.heads + head) * value_dim + j] =
+                Vector::cast_from(sum * Vector::new(scale));
         }
         if comptime!(spec.slices > 1) {
             sync_cube();
@@ -110,11 +113,16 @@ fn gla_recurrent_kernel<E: Float, G: Float>(
 /// Rows of the state that a unit reads before it writes the first.
 const BATCH: usize = 8;
 
+/// Most units of a cube.
+const UNITS: usize = 256;
+
 /// What the kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct RecurrentSpec {
     dims: Dims,
-    /// Columns of a cube.
+    /// Columns that a unit owns.
+    vector: usize,
+    /// Units of a cube that own columns.
     cols: usize,
     /// Units that share a column.
     slices: usize,
@@ -123,11 +131,17 @@ struct RecurrentSpec {
 }
 
 impl RecurrentSpec {
-    fn new(dims: Dims, packed: bool, units: usize) -> Self {
-        let cols =
-            [8, 16].into_iter().find(|&cols| dims.value_dim <= cols).unwrap_or(32).min(units);
-        let slices = dims.key_dim.div_ceil(BATCH).min(8).min(units / cols);
-        RecurrentSpec { dims, cols, slices, packed }
+    /// `size`: bytes of an element of the state.
+    fn new(dims: Dims, packed: bool, units: usize, size: usize) -> Self {
+        let units = units.min(UNITS);
+        let fits = |&n: &usize| n * size <= 16 && dims.value_dim.is_multiple_of(n);
+        let vector = [8, 4, 2].into_iter().find(fits).unwrap_or(1);
+        let vectors = dims.value_dim / vector;
+        // eight neighbours read a line of the cache
+        let wanted = 128 / (size * vector);
+        let cols = wanted.min(vectors.next_power_of_two()).min(units);
+        let slices = dims.key_dim.div_ceil(BATCH).min(units / cols);
+        RecurrentSpec { dims, vector, cols, slices, packed }
     }
 
     fn units(&self) -> usize {
@@ -145,8 +159,11 @@ pub struct RecurrentArgs {
     pub v: Handle,
     /// In the shape of the gate kind; none without a gate.
     pub gate: Option<Handle>,
-    /// In and out: `[N, H, K, V]` f32.
+    /// In and out: `[N, H, K, V]`.
     pub state: Handle,
+    /// Type of its elements: f32, or the type of q, which halves what a step reads and writes and
+    /// rounds the state at each step.
+    pub state_dtype: ElemType,
     /// Out: `[B, T, H, V]`
     pub o: Handle,
 }
@@ -159,7 +176,12 @@ pub fn recurrent(client: &Client, problem: &Problem, args: RecurrentArgs) -> Res
     let dims = problem.dims;
     let (rows, size) = (problem.rows(), problem.dtype.size());
     check_inputs(problem, [&args.q, &args.k, &args.v], args.gate.as_ref())?;
-    buffer("state", &args.state, problem.state_len() * 4)?;
+    if args.state_dtype != f32::elem_type_native() && args.state_dtype != problem.dtype {
+        let (got, own) = (args.state_dtype, problem.dtype);
+        let message = format!("the state is {got}, expected f32 or {own} as q");
+        return Err(GlaError::Argument { name: "state", message });
+    }
+    buffer("state", &args.state, problem.state_len() * args.state_dtype.size())?;
     buffer("o", &args.o, rows * dims.heads * dims.value_dim * size)?;
     if rows == 0 {
         return Ok(());
@@ -172,8 +194,9 @@ pub fn recurrent(client: &Client, problem: &Problem, args: RecurrentArgs) -> Res
             (0, Some((client.create_from_slice(u32::as_bytes(&words)), words.len())))
         }
     };
-    let spec = RecurrentSpec::new(dims, spans.is_some(), limits.units);
-    let tasks = problem.num_sequences() * dims.heads * dims.value_dim.div_ceil(spec.cols);
+    let spec = RecurrentSpec::new(dims, spans.is_some(), limits.units, args.state_dtype.size());
+    let vectors = dims.value_dim / spec.vector;
+    let tasks = problem.num_sequences() * dims.heads * vectors.div_ceil(spec.cols);
     // what is not read may be any buffer that is not written
     let (spans, spans_len) = spans.unwrap_or_else(|| (args.q.clone(), 1));
     let gate = args.gate.unwrap_or_else(|| args.q.clone());
@@ -183,18 +206,19 @@ pub fn recurrent(client: &Client, problem: &Problem, args: RecurrentArgs) -> Res
             client,
             cubes(tasks, &limits),
             CubeDim::new_1d(spec.units() as u32),
+            spec.vector,
             BufferArg::from_raw_parts(args.q, rows * dims.heads * dims.key_dim),
             BufferArg::from_raw_parts(args.k, rows * dims.kv_heads * dims.key_dim),
-            BufferArg::from_raw_parts(args.v, rows * dims.kv_heads * dims.value_dim),
+            BufferArg::from_raw_parts(args.v, rows * dims.kv_heads * vectors),
             BufferArg::from_raw_parts(gate, problem.gate_len().max(1)),
-            BufferArg::from_raw_parts(args.state, problem.state_len()),
-            BufferArg::from_raw_parts(args.o, rows * dims.heads * dims.value_dim),
+            BufferArg::from_raw_parts(args.state, problem.state_len() / spec.vector),
+            BufferArg::from_raw_parts(args.o, rows * dims.heads * vectors),
             BufferArg::from_raw_parts(spans, spans_len),
             time,
             tasks,
             problem.scale,
             spec,
-            [problem.dtype, problem.gate_dtype],
+            [problem.dtype, problem.gate_dtype, args.state_dtype],
         );
     }
     Ok(())

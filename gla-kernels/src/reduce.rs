@@ -5,28 +5,43 @@
 
 use cubecl::prelude::*;
 
-/// `out[row, hk, i] = sum over the group's heads (and over `inner` channels)` of
-/// `x [rows, heads, width * inner]`; `out`: `[rows, heads / group, width]`. One unit an element.
+/// What is added up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Sum {
+    /// Whole tensors after each other.
+    pub parts: usize,
+    /// Neighbouring heads.
+    pub group: usize,
+    /// Channels that stay.
+    pub width: usize,
+    /// Neighbouring channels that do not.
+    pub inner: usize,
+}
+
+/// `out[row, hk, i] = sum over parts, the group's heads and inner channels` of
+/// `x [parts, rows, heads, width * inner]`; `out`: `[rows, heads / group, width]`. One unit an element.
 #[cube(launch_unchecked)]
 pub(crate) fn gla_reduce_heads_kernel<O: Float>(
     x: &[f32],
     out: &mut [O],
     elements: usize,
-    #[comptime] group: usize,
-    #[comptime] width: usize,
-    #[comptime] inner: usize,
+    #[comptime] over: Sum,
     #[define(O)] _dtype: ElemType,
 ) {
     let at = CUBE_POS * CUBE_DIM as usize + UNIT_POS as usize;
     if at >= elements {
         terminate!();
     }
-    let (heads, c) = (at / width, at % width);
+    let (heads, c) = (at / over.width, at % over.width);
+    let part_len = elements * comptime!(over.group * over.inner);
     let mut sum = f32::new(0.0);
-    for member in 0..group {
-        let from = ((heads * group + member) * width + c) * inner;
-        for i in 0..inner {
-            sum += x[from + i];
+    for part in 0..over.parts {
+        for member in 0..over.group {
+            let from =
+                part * part_len + ((heads * over.group + member) * over.width + c) * over.inner;
+            for i in 0..over.inner {
+                sum += x[from + i];
+            }
         }
     }
     out[at] = O::cast_from(sum);

@@ -179,11 +179,6 @@ mod tests {
             forced(&Problem { dtype: half, ..problem(100, 512, 64) }, &cuda),
             "plan: the scan plan takes at most 256 key channels, got 512"
         );
-        let fixed = Dims { gate: GateKind::Fixed, ..brain.dims };
-        assert_eq!(
-            forced(&Problem { dims: fixed, ..brain.clone() }, &cuda),
-            "plan: the scan plan takes no fixed gate"
-        );
         assert_eq!(
             forced(&brain, &limits(48 << 10, 1024)),
             "plan: the scan plan needs mma for bf16, the device has none"

@@ -139,6 +139,9 @@ fn plans_agree() {
                 "vector-ls1-cu0.5.5.64.130-k33-v20-h4-kv2-init",
                 "vector-mixed-b2-t65-k33-v20-h4-kv2-init-final",
                 "vector-ls1-t130-k33-v20-h4-kv2-init-final",
+                "none-b2-t130-k33-v20-h4-kv2-init-final",
+                "scalar-mixed-t130-k33-v20-h4-kv2-init-final",
+                "fixed-ls1-cu0.5.5.64.130-k33-v20-h4-kv2-init-final",
             ]);
             if !has_scan(&device, dtype) {
                 continue;
@@ -176,6 +179,9 @@ fn scan_widths() {
                 "vector-mixed-cu0.5.5.64.200-k256-v300-h4-kv2-init-final",
                 "scalar-ls1-b2-t65-k192-v385-h2-final",
                 "none-b2-t65-k80-v24-h2-init",
+                "none-b2-t130-k256-v300-h4-kv2-init-final",
+                "fixed-ls1-b2-t65-k40-v520-h2-init-final",
+                "scalar-ls1-b64-t65-k128-v64-h4-kv2-final",
                 "vector-ls16-t1200-k64-v64-h1-init-final",
                 "vector-ls1-b64-t65-k128-v64-h4-final",
                 "vector-ls1-b32-t65-k256-v256-h2",
@@ -197,6 +203,26 @@ fn half_gates() {
             }
             let few = cases(&["vector-ls1-b2-t65-k33-v20-h4-kv2-init-final"]);
             check(device.name, &device.client, &few, dtype, dtype, Strategy::Inferred);
+        }
+    }
+}
+
+/// The state in the type of the inputs, for a step of decoding.
+#[test]
+fn half_states() {
+    for device in devices() {
+        for dtype in [RefDType::F16, RefDType::BF16] {
+            if !device.supports(dtype) {
+                println!("not applicable: {} has no {dtype:?}", device.name);
+                continue;
+            }
+            let mut errors = Vec::new();
+            for case in cases(&["vector-ls1-b2-t1-k33-v20-h4-kv2-init-final"]) {
+                let prepared = Prepared::new(&case, dtype);
+                let outputs = prepared.recurrent(&device.client, dtype);
+                prepared.check_outputs("half state", outputs, &mut errors);
+            }
+            assert!(errors.is_empty(), "{}:\n{}", device.name, errors.join("\n"));
         }
     }
 }

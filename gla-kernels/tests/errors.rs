@@ -60,6 +60,7 @@ fn recurrent_with(client: &Client, short: &str, gate: bool) -> Result<(), GlaErr
         v: buffer("v"),
         gate: gate.then(|| buffer("gate")),
         state: buffer("state"),
+        state_dtype: elem_type(RefDType::F32),
         o: buffer("o"),
     };
     recurrent(client, &problem(3, 5, 7), args)

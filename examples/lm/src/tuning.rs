@@ -1,34 +1,57 @@
-//! How much a GPU back-end tunes itself: as little as it can, unless you say otherwise.
+//! What a GPU back-end keeps and what it tries: kernels are compiled once per machine, and with the
+//! feature `autotune` it tunes as little as it can, unless you say otherwise.
 //!
-//! `CUBECL_AUTOTUNE_LEVEL=balanced cargo run --release -p gla-lm --bin train --features cuda`
+//! With `autotune`, Burn compiles and times several kernels for every shape of a matrix product before
+//! it takes one. A run of many hours may want that, and a level that tries more:
 //!
-//! Burn compiles and times several kernels for every shape of a matrix product before it takes one, in
-//! every process anew. A run of many hours may want a level that tries more; the default is not for
-//! that run.
+//! `CUBECL_AUTOTUNE_LEVEL=balanced cargo run --release -p gla-lm --bin train --features cuda,autotune`
 
 use std::path::Path;
 
+#[cfg(feature = "autotune")]
 use cubecl::config::autotune::AutotuneLevel;
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 
 /// Environment variable that CubeCL reads the level from.
+#[cfg(feature = "autotune")]
 const VARIABLE: &str = "CUBECL_AUTOTUNE_LEVEL";
 
-/// Settle the level, once per process and before the first use of a GPU, which reads it.
+/// Settles the configuration, once per process and before the first use of a GPU, which reads it. A
+/// configuration file of the user's stands as it is.
 pub fn settle() {
     let folder = std::env::current_dir().unwrap_or_default();
-    if std::env::var_os(VARIABLE).is_some() || has_file(&folder) {
+    if has_file(&folder) {
         return;
     }
+    #[allow(unused_mut)]
     let mut config = CubeClRuntimeConfig::default().override_from_env();
-    config.autotune.level = AutotuneLevel::Minimal;
+    #[cfg(feature = "persistence")]
+    {
+        config.compilation.cache = true;
+    }
+    #[cfg(feature = "autotune")]
+    if std::env::var_os(VARIABLE).is_none() {
+        config.autotune.level = AutotuneLevel::Minimal;
+    }
     CubeClRuntimeConfig::try_set(config);
 }
 
-/// The level in use, and what changes it. Fixes it if [`settle`] was not called.
+/// What is kept and tried. Fixes it if [`settle`] was not called.
 pub fn describe() -> String {
-    let level = format!("{:?}", CubeClRuntimeConfig::get().autotune.level).to_lowercase();
-    format!("autotune {level} ({VARIABLE} or cubecl.toml change it)")
+    let config = CubeClRuntimeConfig::get();
+    let mut said = Vec::new();
+    #[cfg(feature = "persistence")]
+    said.push(match config.compilation.cache {
+        true => format!("kernels kept in {}", config.environment.path.root().display()),
+        false => "kernels not kept".to_string(),
+    });
+    #[cfg(feature = "autotune")]
+    said.push({
+        let level = format!("{:?}", config.autotune.level).to_lowercase();
+        format!("autotune {level} ({VARIABLE} or cubecl.toml change it)")
+    });
+    let _ = config;
+    said.join(", ")
 }
 
 /// Whether CubeCL finds a configuration for programs that run in `folder`, and so reads the level
@@ -48,6 +71,7 @@ fn has_file(folder: &Path) -> bool {
 mod tests {
     use super::*;
 
+    #[cfg(feature = "autotune")]
     #[test]
     fn the_level_is_minimal_unless_someone_chose_another() {
         settle();
@@ -57,7 +81,16 @@ mod tests {
             assert!(matches!(level, AutotuneLevel::Minimal), "{level:?}");
         }
         let name = format!("autotune {level:?} ").to_lowercase();
-        assert!(describe().starts_with(&name), "{}", describe());
+        assert!(describe().contains(&name), "{}", describe());
+    }
+
+    #[cfg(feature = "persistence")]
+    #[test]
+    fn kernels_are_kept_unless_a_file_says_otherwise() {
+        settle();
+        let folder = std::env::current_dir().unwrap();
+        assert!(CubeClRuntimeConfig::get().compilation.cache || has_file(&folder));
+        assert!(describe().starts_with("kernels "), "{}", describe());
     }
 
     #[test]

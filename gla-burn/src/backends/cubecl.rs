@@ -1,5 +1,6 @@
 //! CubeCL back-ends: tensors to buffers and back, nothing else.
 
+use burn::backend::cubecl::dtype_to_elem_type;
 use burn::backend::{DType, TensorMetadata, tensor::FloatTensor};
 use burn::tensor::Shape;
 use burn_cubecl::CubeBackend;
@@ -38,6 +39,7 @@ impl GlaOps for CubeBackend {
                 k: k.handle,
                 v: v.handle,
                 gate: gate.map(|gate| gate.handle),
+                state_dtype: dtype_to_elem_type(state.dtype),
                 state: state.handle.clone(),
                 o: o.handle.clone(),
             };
@@ -138,6 +140,7 @@ impl GlaOps for CubeBackend {
             k: k.handle,
             v: v.handle,
             gate: gate.map(|gate| gate.handle),
+            state_dtype: dtype_to_elem_type(state.dtype),
             state: state.handle.clone(),
             o: o.handle.clone(),
         };

@@ -4,7 +4,7 @@ use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
-use crate::{GateKind, GlaError, Problem, scan};
+use crate::{GlaError, Problem, scan};
 
 /// Rows of a sub-chunk: the unit of secondary chunking. Decay is factored between sub-chunks and
 /// walked step by step inside one.
@@ -112,12 +112,6 @@ impl ScanBlueprint {
         if problem.dims.key_dim > SCAN_MAX_KEYS {
             let (got, most) = (problem.dims.key_dim, SCAN_MAX_KEYS);
             let message = format!("the scan plan takes at most {most} key channels, got {got}");
-            return Err(GlaError::Argument { name: "plan", message });
-        }
-        if problem.dims.gate == GateKind::Fixed {
-            // one number a head is what is left of the gradient of all its rows and channels: the
-            // rounding of half-precision operands shows
-            let message = "the scan plan takes no fixed gate".to_string();
             return Err(GlaError::Argument { name: "plan", message });
         }
         scan::validate(problem.dims, limits)?;

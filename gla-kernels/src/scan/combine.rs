@@ -7,6 +7,7 @@
 
 use cubecl::prelude::*;
 
+use super::walk_spec::{Decay, TOTAL};
 use crate::{Dims, SCAN_MAX_SEGMENTS};
 
 /// Units of a cube.
@@ -15,7 +16,7 @@ pub const UNITS: usize = 64;
 /// * `start`, `end`: `[N, H, K, V]`, the states before and after the sequence; `start` is read if
 ///   `has_start`
 /// * `added`: `[segments, H, K, V]`; `starts`: out, the same shape
-/// * `decays`: `[chunks, H, padded]`
+/// * `decays`: `[chunks, H, stride]`, see [`Decay`]
 /// * `table`: segments as [`Segments`](crate::Segments) lists them; `bounds`: its bounds
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
@@ -29,10 +30,11 @@ pub(crate) fn gla_combine_kernel(
     bounds: &[u32],
     tasks: usize,
     #[comptime] dims: Dims,
-    #[comptime] padded: usize,
+    #[comptime] stride: usize,
     #[comptime] reversed: bool,
     #[comptime] has_start: bool,
 ) {
+    let decay = comptime!(Decay::of(dims.gate));
     let task = CUBE_POS;
     if task >= tasks {
         terminate!();
@@ -49,8 +51,11 @@ pub(crate) fn gla_combine_kernel(
         let chunk0 = table[2 * (first + segment)] as usize;
         let chunks = table[2 * (first + segment) + 1] as usize;
         let mut w = f32::new(1.0);
-        for chunk in chunk0..chunk0 + chunks {
-            w *= decays[(chunk * dims.heads + head) * padded + i];
+        if comptime!(decay != Decay::None) {
+            let own = if comptime!(decay == Decay::Rows) { TOTAL.runtime() } else { i };
+            for chunk in chunk0..chunk0 + chunks {
+                w *= decays[(chunk * dims.heads + head) * stride + own];
+            }
         }
         totals[segment] = w;
     }

@@ -19,11 +19,13 @@ use super::levels::{
     Grads, Sent, accumulator_position, add_sent, is_query, load_around, load_beyond, load_columns,
     neighbour_adds, read_inner, read_outer, write_inner, write_outer,
 };
-use super::stage::{fetch, held, put};
-use super::{CHUNK, ChunkSpec, GROUP, GROUPS, LEVELS, SLICE, STRIDE, TILE};
+use super::scores::{PLANES, lower_tile, row_products};
+use super::stage::Stage;
+use super::{CHUNK, CHUNK_UNITS, ChunkSpec, GROUP, GROUPS, LEVELS, SLICE, STRIDE, TILE};
+use crate::Dims;
 use crate::components::{
-    ChunkRows, Pair, Quad, chunk_rows, load_quad, multiply, read_or_zero, right_of_plain,
-    right_of_transposed, zero_tiles,
+    ChunkRows, Pair, Quad, chunk_rows, load_quad, multiply, read_or_zero, right_of_transposed,
+    zero_tiles,
 };
 
 /// Sums that cross the groups of a chunk: levels 4 and 5, the queries' and the keys' shares of the
@@ -33,7 +35,7 @@ pub(crate) const CROSSING: usize = 4;
 /// * `q`: `[rows, H, K]`, `k`: `[rows, Hk, K]`, `v`: `[rows, Hk, V]`, `d_o`: `[rows, H, V]`
 /// * `dq_state`, `dk_state`: `[parts, chunks, H, padded, 64]`, without the decay to the chunk's edges
 /// * `products`: `[shares, chunks, H, padded]`
-/// * `dq`, `dk`: out, `[rows, H, K]`; `dg`: out, `[rows, H, K]` if there is a gate
+/// * `dq`, `dk`: out, `[rows, H, K]`; `dg`: out, `[rows, H, K]`
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn gla_scan_intra_grad_kernel<
@@ -85,7 +87,7 @@ pub(crate) fn gla_scan_intra_grad_kernel<
     let mut totals = Shared::<[f32]>::new_slice(comptime!(SLICE * GROUPS));
     let mut sums = Shared::<[f32]>::new_slice(comptime!(CROSSING * SLICE * GROUPS));
 
-    score_gradients::<E, N>(v, d_o, &mut tiles, &mut symmetric, &rows, head, scale, spec);
+    score_gradients::<E, N>(v, d_o, &mut tiles, &mut symmetric, &rows, head, scale, dims);
 
     let wide = comptime!(CHUNK + 8);
     // a plane's share of the levels: 16 rows, 16 channels of a slice
@@ -191,21 +193,18 @@ pub(crate) fn gla_scan_intra_grad_kernel<
         sums[3 * cross + own_sum] = sum_k;
         sync_cube();
 
-        let mut common = f32::new(0.0);
-        if comptime!(dims.gate.is_some()) {
-            common += neighbour_adds(&sums[0..cross]);
-            let level5 = load_around(&sums[cross..2 * cross]);
-            common += select(is_query(5usize), level5.later, level5.earlier);
-            common += load_around(&sums[2 * cross..3 * cross]).all_later;
-            common += load_around(&sums[3 * cross..4 * cross]).all_earlier;
-            let mut product = f32::new(0.0);
-            #[unroll]
-            for share in 0..shares {
-                let from = ((share * num_chunks + chunk) * dims.heads + head) * padded + i;
-                product += read_or_zero::<f32>(products, from, i < padded);
-            }
-            common += product * beyond.before * total * beyond.after;
+        let mut common = neighbour_adds(&sums[0..cross]);
+        let level5 = load_around(&sums[cross..2 * cross]);
+        common += select(is_query(5usize), level5.later, level5.earlier);
+        common += load_around(&sums[2 * cross..3 * cross]).all_later;
+        common += load_around(&sums[3 * cross..4 * cross]).all_earlier;
+        let mut product = f32::new(0.0);
+        #[unroll]
+        for share in 0..shares {
+            let from = ((share * num_chunks + chunk) * dims.heads + head) * padded + i;
+            product += read_or_zero::<f32>(products, from, i < padded);
         }
+        common += product * beyond.before * total * beyond.after;
         let row0 = rows.start + group * GROUP;
         #[unroll]
         for r in 0..GROUP {
@@ -213,18 +212,13 @@ pub(crate) fn gla_scan_intra_grad_kernel<
                 let to = ((row0 + r) * dims.heads + head) * dims.key_dim + i;
                 dq[to] = Q::cast_from(grads.q[r]);
                 dk[to] = P::cast_from(grads.k[r]);
-                if comptime!(dims.gate.is_some()) {
-                    dg[to] = R::cast_from(grads.gate[r] + common);
-                }
+                dg[to] = R::cast_from(grads.gate[r] + common);
             }
         }
     }
 }
 
-/// Value channels of `do` and `v` that are multiplied at once.
-pub(crate) const DEPTH: usize = 64;
-
-/// `scale do v^T`, below and on the diagonal, and its mirror image above. Ten planes have a tile.
+/// `scale do v^T`, below and on the diagonal, and its mirror image above.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn score_gradients<E: Float, N: Size>(
@@ -235,44 +229,14 @@ fn score_gradients<E: Float, N: Size>(
     rows: &ChunkRows,
     head: usize,
     scale: f32,
-    #[comptime] spec: ChunkSpec,
+    #[comptime] dims: Dims,
 ) {
     let plane = UNIT_POS as usize / 32;
-    let from_do = comptime!(spec.stage(spec.dims.heads));
-    let from_v = comptime!(spec.stage(spec.dims.kv_heads));
-    let stride = comptime!(DEPTH + 8);
-    let mut next_do = Array::<Vector<E, N>>::new(held::<N>(from_do));
-    let mut next_v = Array::<Vector<E, N>>::new(held::<N>(from_v));
-    fetch::<E, N>(d_o, &mut next_do, rows, head, 0usize, from_do);
-    fetch::<E, N>(v, &mut next_v, rows, head, 0usize, from_v);
-    let (t, s) = lower_tile(plane);
-    let mut acc = zero_tiles(2usize);
-    for slice in 0..comptime!(spec.dims.value_dim.div_ceil(DEPTH)) {
-        sync_cube();
-        put::<E, N>(&next_do, &mut tiles[0..comptime!(CHUNK * (DEPTH + 8))], from_do);
-        put::<E, N>(
-            &next_v,
-            &mut tiles[comptime!(CHUNK * (DEPTH + 8))..comptime!(2 * CHUNK * (DEPTH + 8))],
-            from_v,
-        );
-        sync_cube();
-        // past the end there is nothing to read, and zeros to hold
-        fetch::<E, N>(d_o, &mut next_do, rows, head, (slice + 1) * DEPTH, from_do);
-        fetch::<E, N>(v, &mut next_v, rows, head, (slice + 1) * DEPTH, from_v);
-        if plane < 10 {
-            #[unroll]
-            for j in 0..comptime!(DEPTH / 16) {
-                let staged = &tiles[0..comptime!(2 * CHUNK * (DEPTH + 8))];
-                let left = load_quad::<E>(staged, t * 16, j * 16, stride, false);
-                let quad = load_quad::<E>(staged, CHUNK + s * 16, j * 16, stride, false);
-                let r0 = right_of_plain::<E>(&quad, 0usize);
-                let r1 = right_of_plain::<E>(&quad, 1usize);
-                multiply::<E>(&left, &r0, &mut acc, 0usize);
-                multiply::<E>(&left, &r1, &mut acc, 1usize);
-            }
-        }
-    }
-    if plane < 10 {
+    let from_do = comptime!(Stage::slice(dims, dims.heads, dims.value_dim, CHUNK_UNITS));
+    let from_v = comptime!(Stage::slice(dims, dims.kv_heads, dims.value_dim, CHUNK_UNITS));
+    let acc = row_products::<E, N>(d_o, v, tiles, rows, head, from_do, from_v);
+    if plane < PLANES {
+        let (t, s) = lower_tile(plane);
         #[unroll]
         for n in 0..2usize {
             #[unroll]
@@ -291,13 +255,6 @@ fn score_gradients<E: Float, N: Size>(
         }
     }
     sync_cube();
-}
-
-/// Row and column of tile `n` of a lower triangle of four, row by row.
-#[cube]
-fn lower_tile(n: usize) -> (usize, usize) {
-    let t = select(n >= 6, 3usize, select(n >= 3, 2usize, select(n >= 1, 1usize, 0usize)));
-    (t, n - t * (t + 1) / 2)
 }
 
 /// A diagonal block with all but one level masked.

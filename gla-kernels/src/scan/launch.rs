@@ -4,17 +4,28 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use super::walk_spec::{KeyAxis, WalkShape, WalkSpec};
-use super::{CHUNK, CHUNK_UNITS, ChunkSpec, combine, intra_grad, padded, prepare, walk};
+use super::plan::KeyScratch;
+use super::walk_spec::{Decay, Intra, ROWS_LEN, WalkShape, WalkSpec};
+use super::{
+    CHUNK, CHUNK_UNITS, ChunkSpec, combine, intra_grad, padded, prepare, row_gate, scores, walk,
+};
 use crate::launch::{Launcher, arg, cubes};
 use crate::{ScanBlueprint, Segments};
 
-/// What `prepare` makes of a call.
+/// What `prepare` or `scores` makes of a call.
 pub(crate) struct Prepared {
+    /// Queries with their decay, or as they are.
     pub qt: Handle,
+    /// Keys with theirs, or as they are.
     pub kt: Handle,
+    /// See [`Decay`].
     pub decays: Handle,
+    /// `A`
     pub pairs: Handle,
+    /// `dA`, from `scores` in the backward.
+    pub pair_grads: Handle,
+    /// `[rows, H]`, what `scores` knows of the gate's gradient.
+    pub dg: Handle,
 }
 
 /// The lines along which the chunks are walked: sequences, or segments of them.
@@ -38,8 +49,12 @@ pub(crate) struct Walk<'a> {
     pub left: &'a Handle,
     pub update: &'a Handle,
     pub right: &'a Handle,
+    pub decays: &'a Handle,
+    pub intra: &'a Handle,
     pub ends: &'a Ends,
     pub out: (&'a Handle, ElemType),
+    /// `probe` and `dots`.
+    pub dots: Option<(&'a Handle, &'a Handle)>,
     pub trace: Option<&'a Handle>,
     pub products: Option<&'a Handle>,
 }
@@ -98,15 +113,17 @@ impl Launcher<'_, ScanBlueprint> {
         let (added, starts) = (self.scratch(len), self.scratch(len));
         let from_zero = Ends { start: None, end: added.clone() };
         self.walk(
-            made,
             lines,
             Walk {
                 spec: WalkSpec::state(self.shape(lines, &from_zero, reversed)),
                 left: update,
                 update,
                 right,
+                decays: &made.decays,
+                intra: &made.pairs,
                 ends: &from_zero,
                 out: (&starts, self.problem.dtype),
+                dots: None,
                 trace: None,
                 products: None,
             },
@@ -122,12 +139,12 @@ impl Launcher<'_, ScanBlueprint> {
                 arg(end, self.problem.state_len()),
                 arg(&added, len),
                 arg(&starts, len),
-                arg(&made.decays, self.num_chunks * dims.heads * self.padded()),
+                self.decays(&made.decays),
                 arg(&lines.table, lines.table_len),
                 arg(bounds, self.problem.num_sequences() + 1),
                 tasks,
                 dims,
-                self.padded(),
+                self.decay_stride(),
                 reversed,
                 start.is_some(),
             );
@@ -140,6 +157,114 @@ impl Launcher<'_, ScanBlueprint> {
         lines.count * dims.heads * dims.key_dim * dims.value_dim
     }
 
+    /// Length of a line of the decays.
+    fn decay_stride(&self) -> usize {
+        match Decay::of(self.problem.dims.gate) {
+            Decay::Rows => ROWS_LEN,
+            _ => self.padded(),
+        }
+    }
+
+    /// The decays of a call with any, else what fills the slot.
+    fn decays(&self, decays: &Handle) -> BufferArg {
+        match self.problem.dims.gate.is_some() && self.num_chunks > 0 {
+            true => arg(decays, self.num_chunks * self.problem.dims.heads * self.decay_stride()),
+            false => self.table(),
+        }
+    }
+
+    /// Kernel `scores`, see [`scores`]; `[v, do]` in the backward.
+    pub fn scores(&self, [q, k]: [&Handle; 2], grads: Option<[&Handle; 2]>) -> Prepared {
+        let dims = self.problem.dims;
+        let tasks = self.num_chunks * dims.heads;
+        let (rows, row_heads) = (self.problem.rows(), self.row_heads());
+        let gated = dims.gate.is_some();
+        let backward = grads.is_some();
+        let needed = |needed: bool, len: usize| if needed { len } else { 1 };
+        let pair_grads_len = needed(backward, row_heads * CHUNK);
+        let decays_len = needed(gated, tasks * ROWS_LEN);
+        let dg_len = needed(gated && backward, row_heads);
+        let made = Prepared {
+            qt: q.clone(),
+            kt: k.clone(),
+            decays: self.scratch(decays_len),
+            pairs: self.scratch_like(row_heads * CHUNK),
+            pair_grads: self.scratch_like(pair_grads_len),
+            dg: self.scratch(dg_len),
+        };
+        if tasks == 0 {
+            return made;
+        }
+        let (deep, wide) = (vector(dims.key_dim), vector(dims.value_dim));
+        let [v, d_o] = match grads {
+            Some([v, d_o]) => [
+                arg(v, rows * dims.kv_heads * dims.value_dim / wide),
+                arg(d_o, row_heads * dims.value_dim / wide),
+            ],
+            None => [self.table(), self.table()],
+        };
+        // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
+        unsafe {
+            scores::gla_scan_scores_kernel::launch_unchecked(
+                self.client,
+                cubes(tasks, &self.limits),
+                CubeDim::new_1d(scores::UNITS as u32),
+                deep,
+                wide,
+                arg(q, row_heads * dims.key_dim / deep),
+                arg(k, rows * dims.kv_heads * dims.key_dim / deep),
+                v,
+                d_o,
+                self.gate(),
+                arg(&made.pairs, row_heads * CHUNK),
+                arg(&made.pair_grads, pair_grads_len),
+                arg(&made.decays, decays_len),
+                arg(&made.dg, dg_len),
+                self.table(),
+                self.problem.num_sequences(),
+                tasks,
+                self.problem.scale,
+                dims,
+                backward,
+                self.types(),
+            );
+        }
+        made
+    }
+
+    /// Kernel `row_gate`, see [`row_gate`].
+    pub fn row_gate(&self, made: &Prepared, left: &KeyScratch, walked: &WalkSpec) {
+        let heads = self.problem.dims.heads;
+        let tasks = self.num_chunks * heads;
+        if tasks == 0 {
+            return;
+        }
+        let dots_len = walked.dot_shares() * self.row_heads();
+        let [dots_q, dots_k] = &left.dots;
+        // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
+        unsafe {
+            row_gate::gla_row_gate_kernel::launch_unchecked(
+                self.client,
+                cubes(tasks, &self.limits),
+                CubeDim::new_1d(row_gate::UNITS as u32),
+                arg(dots_q, dots_len),
+                arg(dots_k, dots_len),
+                arg(&left.products, walked.shares() * tasks * walked.padded),
+                self.decays(&made.decays),
+                arg(&made.dg, self.row_heads()),
+                self.table(),
+                self.problem.num_sequences(),
+                self.problem.rows(),
+                self.num_chunks,
+                tasks,
+                heads,
+                walked.padded,
+                walked.dot_shares(),
+                walked.shares(),
+            );
+        }
+    }
+
     /// Kernel `prepare`, see [`prepare`].
     pub fn prepare(&self, q: &Handle, k: &Handle) -> Prepared {
         let dims = self.problem.dims;
@@ -150,6 +275,8 @@ impl Launcher<'_, ScanBlueprint> {
             kt: self.scratch_like(self.row_heads() * padded),
             decays: self.scratch(tasks * padded),
             pairs: self.scratch_like(self.row_heads() * CHUNK),
+            pair_grads: self.scratch_like(1),
+            dg: self.scratch(1),
         };
         if tasks == 0 {
             return made;
@@ -179,19 +306,15 @@ impl Launcher<'_, ScanBlueprint> {
     }
 
     /// Kernel `walk`, see [`walk`].
-    pub fn walk(&self, made: &Prepared, lines: &Lines, walk: Walk) {
+    pub fn walk(&self, lines: &Lines, walk: Walk) {
         let spec = walk.spec;
         let tasks = spec.tiles() * spec.parts * spec.heads * lines.count;
         if tasks == 0 {
             return;
         }
         let rows = self.problem.rows();
-        // as many elements at once as divide the width, 16 bytes at most
-        let vector =
-            |width: usize| [8, 4, 2].into_iter().find(|n| width.is_multiple_of(*n)).unwrap_or(1);
         let (deep, wide) = (vector(spec.depth_width), vector(spec.width));
-        // the walks by columns write channels as rows
-        let pair = if spec.keys == KeyAxis::Depth { wide.min(2) } else { 1 };
+        let pair = if spec.by_channel() { 1 } else { wide.min(2) };
         let none = || self.table();
         let trace = match walk.trace {
             Some(trace) => arg(trace, self.num_chunks * spec.heads * spec.trace_pairs()),
@@ -201,6 +324,13 @@ impl Launcher<'_, ScanBlueprint> {
         let products = match walk.products {
             Some(products) => arg(products, products_len),
             None => none(),
+        };
+        let (probe, dots) = match walk.dots {
+            Some((probe, dots)) if rows > 0 => (
+                arg(probe, rows * spec.probe_heads * spec.width / wide),
+                arg(dots, spec.dot_shares() * self.row_heads()),
+            ),
+            _ => (none(), none()),
         };
         let out_len = spec.out_len(rows, self.num_chunks);
         let ends_len = self.lines_len(lines);
@@ -217,11 +347,16 @@ impl Launcher<'_, ScanBlueprint> {
                 read(walk.left, rows * spec.left_heads * spec.depth_width / deep),
                 read(walk.update, rows * spec.update_heads * spec.depth_width / deep),
                 read(walk.right, rows * spec.right_heads * spec.width / wide),
-                read(&made.decays, self.num_chunks * spec.heads * spec.padded),
-                read(&made.pairs, self.row_heads() * CHUNK / 8),
+                self.decays(walk.decays),
+                match spec.intra {
+                    Intra::None => none(),
+                    _ => read(walk.intra, self.row_heads() * CHUNK / 8),
+                },
+                probe,
                 walk.ends.start.as_ref().map_or_else(none, |start| arg(start, ends_len)),
                 arg(&walk.ends.end, ends_len),
                 if rows == 0 || !spec.emits { none() } else { arg(walk.out.0, out_len / pair) },
+                dots,
                 trace,
                 products,
                 arg(&lines.table, lines.table_len),
@@ -229,6 +364,7 @@ impl Launcher<'_, ScanBlueprint> {
                 rows,
                 self.num_chunks,
                 tasks,
+                self.problem.scale,
                 spec,
                 [self.problem.dtype, walk.out.1],
             );
@@ -253,7 +389,6 @@ impl Launcher<'_, ScanBlueprint> {
             return;
         }
         let (rows, row_heads) = (self.problem.rows(), self.row_heads());
-        let gated = dims.gate.is_some();
         let wide = vector(dims.value_dim);
         let state_len = walked.out_len(rows, self.num_chunks);
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
@@ -270,10 +405,10 @@ impl Launcher<'_, ScanBlueprint> {
                 self.gate(),
                 arg(dq_state, state_len / 4),
                 arg(dk_state, state_len / 4),
-                if gated { arg(products, walked.shares() * tasks * padded) } else { self.table() },
+                arg(products, walked.shares() * tasks * padded),
                 arg(dq.0, row_heads * dims.key_dim),
                 arg(dk.0, row_heads * dims.key_dim),
-                if gated { arg(dg.0, row_heads * dims.key_dim) } else { self.table() },
+                arg(dg.0, row_heads * dims.key_dim),
                 self.table(),
                 self.problem.num_sequences(),
                 self.num_chunks,

@@ -1,14 +1,16 @@
 //! The scan plan: states stay on chip, products run on tensor cores (`mma`).
 //!
-//! Five kernels make the forward and the backward:
+//! The kernels of the forward and the backward:
 //!
 //! | kernel | per | what |
 //! |---|---|---|
-//! | [`prepare`] | chunk and head | the intra-chunk matrix `A`; queries and keys with their decay to the chunk's edges |
-//! | [`walk`] | sequence, head, columns | carries a state along the chunks and reads outputs off it: `o`; the shares of `dv`, `dk`, `dq` through the state |
+//! | [`prepare`] | chunk and head | vector gate: the intra-chunk matrix `A`; queries and keys with their decay to the chunk's edges |
+//! | [`scores`] | chunk and head | other gates: `A`, its gradient, the decays of the rows |
+//! | [`walk`] | sequence, head, columns | carries a state along the chunks and reads outputs off it: `o`, `dv`, `dk`, `dq` or their shares through the state |
 //! | [`combine`] | sequence, head, key channel | the states between segments, where sequences are long and few |
-//! | [`intra_grad`] | chunk and head | the shares of `dq` and `dk` inside the chunk, and `dg` |
-//! | [`crate::reduce`] | | head groups, scalar and fixed gates |
+//! | [`intra_grad`] | chunk and head | vector gate: the shares of `dq` and `dk` inside the chunk, and `dg` |
+//! | [`row_gate`] | chunk and head | other gates: `dg` |
+//! | [`crate::reduce`] | | head groups, parts, fixed gates |
 
 pub mod combine;
 pub mod intra_grad;
@@ -16,12 +18,13 @@ mod launch;
 mod levels;
 mod plan;
 pub mod prepare;
+pub mod row_gate;
+pub mod scores;
 mod stage;
 pub mod walk;
 pub mod walk_spec;
 
 pub(crate) use plan::{backward, forward};
-use stage::Stage;
 use walk_spec::{WalkShape, WalkSpec};
 
 use crate::{DeviceLimits, Dims, GlaError, Problem, SCAN_CHUNK, ScanBlueprint};
@@ -52,7 +55,7 @@ pub const STRIDE: usize = SLICE + 8;
 pub const TILE: usize = CHUNK * STRIDE;
 
 /// Storage buffers that the largest kernel binds, its metadata included.
-pub const BINDINGS: usize = 12;
+pub const BINDINGS: usize = 14;
 
 /// Key channels of what the plan stores itself: rounded up to whole tiles.
 pub(crate) fn padded(dims: Dims) -> usize {
@@ -69,6 +72,7 @@ pub(crate) fn validate(dims: Dims, limits: &DeviceLimits) -> Result<(), GlaError
         ("walk", values.shared_memory(2), values.units()),
         ("walk", keys.shared_memory(2), keys.units()),
         ("intra_grad", 2 * (LEVELS * TILE + CHUNK * (CHUNK + 8)) + sums, CHUNK_UNITS),
+        ("scores", scores::shared_memory(2), scores::UNITS),
     ];
     for (kernel, requested, units) in needs {
         limits.check_shared_memory(kernel, requested)?;
@@ -116,17 +120,4 @@ pub struct ChunkSpec {
     pub dims: Dims,
     /// See [`padded`].
     pub padded: usize,
-}
-
-impl ChunkSpec {
-    /// Tiles of `do` or `v`.
-    fn stage(&self, own_heads: usize) -> Stage {
-        Stage {
-            own_heads,
-            group: self.dims.heads / own_heads,
-            width: self.dims.value_dim,
-            cols: intra_grad::DEPTH,
-            units: CHUNK_UNITS,
-        }
-    }
 }

@@ -1,128 +1,190 @@
 //! The order of the kernels.
 
+use cubecl::ir::ElemType;
 use cubecl::prelude::*;
+use cubecl::server::Handle;
 
-use super::launch::Walk;
-use super::walk_spec::WalkSpec;
+use super::launch::{Ends, Lines, Prepared, Walk};
+use super::walk_spec::{Decay, WalkSpec};
 use crate::launch::Launcher;
-use crate::{BackwardArgs, ForwardArgs, GateKind, ScanBlueprint};
+use crate::{BackwardArgs, ForwardArgs, ScanBlueprint};
 
-/// 1. `prepare`. 2. The `o` walk, after the states between segments if there are any.
+/// 1. `prepare` (vector gate) or `scores`. 2. The `o` walk, after the states between segments if there
+///    are any.
 pub(crate) fn forward(launcher: &Launcher<ScanBlueprint>, args: &ForwardArgs) {
-    let made = launcher.prepare(&args.q, &args.k);
+    let made = match Decay::of(launcher.problem.dims.gate) {
+        Decay::Channels => launcher.prepare(&args.q, &args.k),
+        _ => launcher.scores([&args.q, &args.k], None),
+    };
     let lines = launcher.lines();
     let (start, end) = (args.initial_state.as_ref(), &args.final_state);
     let ends = launcher.ends(&made, &lines, false, [&made.kt, &args.v], start, end);
     launcher.walk(
-        &made,
         &lines,
         Walk {
             spec: WalkSpec::values(launcher.shape(&lines, &ends, false)),
             left: &made.qt,
             update: &made.kt,
             right: &args.v,
+            decays: &made.decays,
+            intra: &made.pairs,
             ends: &ends,
             out: (&args.o, launcher.problem.dtype),
+            dots: None,
             trace: None,
             products: None,
         },
     );
 }
 
-/// 1. `prepare` again.
+/// 1. `prepare` or `scores` again.
 /// 2. The `dv` walk, and `dh0`.
 /// 3. The `dk` walk, which leaves its states for
 /// 4. the `dq` walk.
-/// 5. `intra_grad`.
-/// 6. Reductions for head groups and the cheaper gates.
+/// 5. `intra_grad`, or `row_gate` if there is a gate.
+/// 6. Reductions.
 pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) {
-    let problem = launcher.problem;
-    let dims = problem.dims;
-    let f32_type = f32::elem_type_native();
-    let group = dims.heads / dims.kv_heads;
+    let dims = launcher.problem.dims;
+    let by_channel = Decay::of(dims.gate) == Decay::Channels;
     let (q, k, v, d_o) = (&args.q, &args.k, &args.v, &args.d_o);
-    let made = launcher.prepare(q, k);
+    let made = match by_channel {
+        true => launcher.prepare(q, k),
+        false => launcher.scores([q, k], Some([v, d_o])),
+    };
     let lines = launcher.lines();
-    let unused = launcher.scratch(problem.state_len());
 
     let (start, end) = (args.d_final.as_ref(), &args.dh0);
     let ends = launcher.ends(&made, &lines, true, [&made.qt, d_o], start, end);
-    let (dv, dv_type) = launcher.per_head(&args.dv, dims.value_dim);
+    let (dv, dv_type) = launcher.shares(&args.dv, dims.kv_heads, dims.value_dim, 1);
     launcher.walk(
-        &made,
         &lines,
         Walk {
             spec: WalkSpec::values(launcher.shape(&lines, &ends, true)),
             left: &made.kt,
             update: &made.qt,
             right: d_o,
+            decays: &made.decays,
+            intra: &made.pairs,
             ends: &ends,
             out: (&dv, dv_type),
+            dots: None,
             trace: None,
             products: None,
         },
     );
-    launcher.sum_heads(&dv, &args.dv, dims.value_dim);
+    launcher.sum_shares(&dv, &args.dv, dims.kv_heads, dims.value_dim, 1);
 
-    // writes the same last states once more
-    let spec = WalkSpec::keys(launcher.shape(&lines, &ends, true));
-    let len = spec.out_len(problem.rows(), launcher.num_chunks);
-    let (dk_state, dq_state) = (launcher.scratch(len), launcher.scratch(len));
-    let gated = dims.gate.is_some();
-    let chunk_heads = launcher.num_chunks * dims.heads;
+    let f32_type = f32::elem_type_native();
+    let keys = WalkSpec::keys(launcher.shape(&lines, &ends, true));
+    let out_len = keys.out_len(launcher.problem.rows(), launcher.num_chunks);
+    let shares = |out, own_heads| match by_channel {
+        true => (launcher.scratch(out_len), f32_type),
+        false => launcher.shares(out, own_heads, dims.key_dim, keys.parts),
+    };
+    let dq = shares(&args.dq, dims.heads);
+    let dk = shares(&args.dk, dims.kv_heads);
+    let outs = [(&dq.0, dq.1), (&dk.0, dk.1)];
+    let scratch = key_walks(launcher, args, &made, &lines, &ends, outs);
+
+    let group = dims.heads / dims.kv_heads;
+    let key_len = launcher.row_heads() * dims.key_dim;
+    match Decay::of(dims.gate) {
+        Decay::Channels => {
+            let (dk_sum, dk_type) = launcher.shares(&args.dk, dims.kv_heads, dims.key_dim, 1);
+            let dg = (group > 1).then(|| launcher.scratch(key_len));
+            launcher.scan_intra_grad(
+                [q, k, v, d_o],
+                [&dq.0, &dk.0, &scratch.products],
+                &keys,
+                (&args.dq, launcher.problem.dtype),
+                (&dk_sum, dk_type),
+                match (&dg, &args.dgate) {
+                    (None, Some(dgate)) => (dgate, launcher.problem.gate_dtype),
+                    (Some(dg), _) => (dg, f32_type),
+                    (None, None) => (&scratch.end, f32_type),
+                },
+            );
+            launcher.sum_shares(&dk_sum, &args.dk, dims.kv_heads, dims.key_dim, 1);
+            if let (Some(dg), Some(dgate)) = (&dg, &args.dgate) {
+                launcher.gate_gradient(dg, dgate, dims.key_dim);
+            }
+        }
+        decay => {
+            launcher.sum_shares(&dq.0, &args.dq, dims.heads, dims.key_dim, keys.parts);
+            launcher.sum_shares(&dk.0, &args.dk, dims.kv_heads, dims.key_dim, keys.parts);
+            if let (Decay::Rows, Some(dgate)) = (decay, &args.dgate) {
+                launcher.row_gate(&made, &scratch, &keys);
+                launcher.gate_gradient(&made.dg, dgate, 1);
+            }
+        }
+    }
+}
+
+/// What the walks for `dq` and `dk` leave for the gate's gradient.
+pub(crate) struct KeyScratch {
+    /// `[shares, chunks, H, padded]`
+    pub products: Handle,
+    /// Of `q` and `dq`, `k` and `dk`: `[tiles, parts, rows, H]`
+    pub dots: [Handle; 2],
+    /// The last states once more, unused.
+    pub end: Handle,
+}
+
+/// The `dk` walk, between the same `ends` as the `dv` walk, and the `dq` walk, into `[dq, dk]`.
+fn key_walks(
+    launcher: &Launcher<ScanBlueprint>,
+    args: &BackwardArgs,
+    made: &Prepared,
+    lines: &Lines,
+    ends: &Ends,
+    [dq, dk]: [(&Handle, ElemType); 2],
+) -> KeyScratch {
+    let (v, d_o) = (&args.v, &args.d_o);
+    let spec = WalkSpec::keys(launcher.shape(lines, ends, true));
+    let chunk_heads = launcher.num_chunks * launcher.problem.dims.heads;
+    let gated = launcher.problem.dims.gate.is_some();
+    let scratch = |needed: bool, len: usize| launcher.scratch(if needed { len } else { 1 });
+    let dots_len = spec.dot_shares() * launcher.row_heads();
+    let left = KeyScratch {
+        products: scratch(gated, spec.shares() * chunk_heads * spec.padded),
+        dots: [scratch(spec.dots, dots_len), scratch(spec.dots, dots_len)],
+        end: launcher.scratch(launcher.problem.state_len()),
+    };
     let trace = gated.then(|| launcher.scratch_like(2 * chunk_heads * spec.trace_pairs()));
-    let products = launcher.scratch(spec.shares() * chunk_heads * spec.padded);
     launcher.walk(
-        &made,
-        &lines,
+        lines,
         Walk {
             spec,
             left: v,
             update: d_o,
             right: &made.qt,
-            ends: &ends,
-            out: (&dk_state, f32_type),
+            decays: &made.decays,
+            intra: &made.pair_grads,
+            ends,
+            out: dk,
+            dots: spec.dots.then_some((&args.k, &left.dots[1])),
             trace: trace.as_ref(),
             products: None,
         },
     );
     let start = args.initial_state.as_ref();
-    let ends = launcher.ends(&made, &lines, false, [&made.kt, v], start, &unused);
+    let ends = launcher.ends(made, lines, false, [&made.kt, v], start, &left.end);
+    let spec = WalkSpec::keys(launcher.shape(lines, &ends, false));
     launcher.walk(
-        &made,
-        &lines,
+        lines,
         Walk {
-            spec: WalkSpec::keys(launcher.shape(&lines, &ends, false)),
+            spec,
             left: d_o,
             update: v,
             right: &made.kt,
+            decays: &made.decays,
+            intra: &made.pair_grads,
             ends: &ends,
-            out: (&dq_state, f32_type),
+            out: dq,
+            dots: spec.dots.then_some((&args.q, &left.dots[0])),
             trace: trace.as_ref(),
-            products: gated.then_some(&products),
+            products: gated.then_some(&left.products),
         },
     );
-
-    let key_len = launcher.row_heads() * dims.key_dim;
-    let (dk, dk_type) = launcher.per_head(&args.dk, dims.key_dim);
-    let dg = match &args.dgate {
-        Some(_) if dims.gate != GateKind::Vector || group > 1 => Some(launcher.scratch(key_len)),
-        _ => None,
-    };
-    launcher.scan_intra_grad(
-        [q, k, v, d_o],
-        [&dq_state, &dk_state, &products],
-        &spec,
-        (&args.dq, problem.dtype),
-        (&dk, dk_type),
-        match (&dg, &args.dgate) {
-            (Some(scratch), _) => (scratch, f32_type),
-            (None, Some(dgate)) => (dgate, problem.gate_dtype),
-            (None, None) => (&unused, f32_type),
-        },
-    );
-    launcher.sum_heads(&dk, &args.dk, dims.key_dim);
-    if let (Some(scratch), Some(dgate)) = (&dg, &args.dgate) {
-        launcher.gate_gradient(scratch, dgate);
-    }
+    left
 }

@@ -2,7 +2,8 @@
 
 use cubecl::prelude::*;
 
-use super::CHUNK;
+use super::{CHUNK, SLICE};
+use crate::Dims;
 use crate::components::ChunkRows;
 
 /// A tile `[64, cols]` of a tensor `[rows, own_heads, width]`.
@@ -20,6 +21,13 @@ pub struct Stage {
     pub units: usize,
 }
 
+impl Stage {
+    /// Tiles of [`SLICE`] channels.
+    pub fn slice(dims: Dims, own_heads: usize, width: usize, units: usize) -> Self {
+        Stage { own_heads, group: dims.heads / own_heads, width, cols: SLICE, units }
+    }
+}
+
 /// Vectors that each unit holds of a tile.
 #[cube]
 pub(crate) fn held<N: Size>(#[comptime] from: Stage) -> comptime_type!(usize) {
@@ -27,7 +35,8 @@ pub(crate) fn held<N: Size>(#[comptime] from: Stage) -> comptime_type!(usize) {
     comptime!((CHUNK * (from.cols / size)).div_ceil(from.units))
 }
 
-/// Reads a unit's share of a tile into registers; what lies outside is zero.
+/// Reads a unit's share of a tile into registers. What lies outside is read from elsewhere in the
+/// tensor and masked by [`put`]: a use of the values here would wait for them.
 #[cube]
 pub(crate) fn fetch<E: Float, N: Size>(
     x: &[Vector<E, N>],
@@ -46,27 +55,32 @@ pub(crate) fn fetch<E: Float, N: Size>(
         let (r, c) = (at / across, col0 / size + at % across);
         let valid = r < rows.len && c < wide;
         let offset = ((rows.start + r) * from.own_heads + head / from.group) * wide + c;
-        let value = x[select(valid, offset, 0usize)];
-        out[n] = select(valid, value, Vector::new(E::from_int(0)));
+        out[n] = x[select(valid, offset, 0usize)];
     }
 }
 
-/// Writes a unit's share of a tile to shared memory, rows 8 elements longer than the tile.
+/// Writes a unit's share of a tile to shared memory, rows 8 elements longer than the tile; zero
+/// beyond the `len` rows of the chunk and the width of the tensor.
 #[cube]
 pub(crate) fn put<E: Float, N: Size>(
     x: &Array<Vector<E, N>>,
     out: &mut [E],
+    len: usize,
+    col0: usize,
     #[comptime] from: Stage,
 ) {
     let size = N::value();
     let across = comptime!(from.cols / size);
+    let wide = comptime!(from.width / size);
     let stride = comptime!((from.cols + 8) / size);
     let out = out.as_vectorized_mut().with_vector_size_mut::<N>();
     #[unroll]
     for n in 0..held::<N>(from) {
         let at = UNIT_POS as usize + n * from.units;
-        if at < comptime!(CHUNK * across) {
-            out[(at / across) * stride + at % across] = x[n];
+        let (r, c) = (at / across, at % across);
+        if r < CHUNK {
+            let valid = r < len && col0 / size + c < wide;
+            out[r * stride + c] = select(valid, x[n], Vector::new(E::from_int(0)));
         }
     }
 }

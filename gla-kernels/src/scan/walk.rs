@@ -11,33 +11,41 @@
 //! |---|---|---|---|---|---|---|
 //! | `o` | first to last | `qt` | `kt` | `v` | `S [K, V]` | `A` |
 //! | `dv` | last to first | `kt` | `qt` | `do` | `D [K, V]` | `A^T` |
-//! | `dq` | first to last | `do` | `v` | `kt` | `S^T [V, K]` | |
-//! | `dk` | last to first | `v` | `do` | `qt` | `D^T [V, K]` | |
+//! | `dq` | first to last | `do` | `v` | `kt` | `S^T [V, K]` | `dA` |
+//! | `dk` | last to first | `v` | `do` | `qt` | `D^T [V, K]` | `dA^T` |
 //!
 //! `S` is the state before the chunk, `D` the gradient of the state after it. The `dk` walk leaves
 //! `D` for the `dq` walk, which forms the products `sum_j S[i, j] D[i, j]` that `dg` needs.
+//!
+//! Where the decay lies is [`Decay`]. A vector gate has it in the operands `qt` and `kt`, and `dq` and
+//! `dk` leave what the rows of a chunk have to do with each other to `intra_grad`. Without one the
+//! operands are `q` and `k` themselves: a row's decay scales its output and, for the update, its row
+//! of `right`.
 //!
 //! A plane owns 16 columns and at most 64 rows of the state's depth; a cube, some columns and all of
 //! the depth. The state stays, transposed, in the accumulators of `update^T right`: a lane's pairs of
 //! them are at the same time the right operand of `left state`. Planes with the same columns add up
 //! their shares of the output through shared memory.
 //!
-//! A chunk takes two barriers: `left`, `right` and `intra` of the next chunk are read into registers
-//! while the state is updated, `update` while the output is formed.
+//! A chunk takes two barriers. What the next chunk needs is on its way to registers meanwhile: a tile is
+//! read again as soon as its values are in shared memory, without a branch or a use of what is read, which
+//! would wait for it.
 
 use cubecl::prelude::*;
 
 use super::CHUNK;
 use super::stage::{fetch, held, put};
-use super::walk_spec::{Intra, KeyAxis, Trace, WalkSpec};
+use super::walk_spec::{Decay, Intra, KeyAxis, TOTAL, Trace, WalkSpec};
 use crate::components::{
     Pair, chunk_rows, left_of_transposed, load_quad, multiply, right_of_transposed, zero_tiles,
 };
 
 /// * `left`, `update`: `[rows, heads of each, depth_width]`; `right`: `[rows, its heads, width]`
-/// * `decays`: `[chunks, H, padded]`; `intra`: `[rows, H, 64]`
+/// * `decays`: `[chunks, H, decay_stride]`, see [`Decay`]; `intra`: `[rows, H, 64]`
+/// * `probe`: as `out`, of its own heads; `dots`: out, `[tiles, parts, rows, H]`, the products of its
+///   rows and those of `left state`; both if `spec.dots`
 /// * `start`, `end`: `[N, H, K, V]`
-/// * `out`: `[rows, H, width]` (`KeyAxis::Depth`), or `[parts, chunks, H, width, 64]`
+/// * `out`: `[parts, rows, H, width]`, or `[parts, chunks, H, width, 64]` if `spec.by_channel()`
 /// * `trace`: scratch `[chunks, H, trace_pairs]`
 /// * `products`: out of `Trace::Read`, `[shares, chunks, H, padded]`
 #[cube(launch_unchecked)]
@@ -48,9 +56,11 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
     right: &[Vector<E, C>],
     decays: &[f32],
     intra: &[Vector<E, Const<8>>],
+    probe: &[Vector<E, C>],
     start: &[f32],
     end: &mut [f32],
     out: &mut [Vector<O, W>],
+    dots: &mut [f32],
     trace: &mut [Pair<E>],
     products: &mut [f32],
     table: &[u32],
@@ -58,6 +68,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
     num_rows: usize,
     num_chunks: usize,
     tasks: usize,
+    scale: f32,
     #[comptime] spec: WalkSpec,
     #[define(E, O)] _dtypes: [ElemType; 2],
 ) {
@@ -69,11 +80,17 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
     let (key_dim, value_dim) = comptime!(spec.state);
     let keys_deep = comptime!(spec.keys == KeyAxis::Depth);
     let has_intra = comptime!(spec.intra != Intra::None);
+    let by_rows = comptime!(spec.decay == Decay::Rows);
+    // a constant in the place of the rows' decay scales either the outputs or the updates
+    let scales_out = comptime!(by_rows || spec.decay == Decay::None && !spec.reversed);
+    let scales_right = comptime!(by_rows || spec.decay == Decay::None && spec.reversed);
+    let (out_factors, right_factors) = comptime!(spec.factors());
     let depth_stride = comptime!(depth + 8);
     let column_stride = comptime!(columns + 8);
     let from_left = comptime!(spec.stage(spec.left_heads, spec.depth_width, depth));
     let from_update = comptime!(spec.stage(spec.update_heads, spec.depth_width, depth));
     let from_right = comptime!(spec.stage(spec.right_heads, spec.width, columns));
+    let from_probe = comptime!(spec.stage(spec.probe_heads, spec.width, columns));
     let from_intra = comptime!(spec.stage(spec.heads, CHUNK, CHUNK));
 
     let task = CUBE_POS;
@@ -105,9 +122,11 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
     let mut right_tile =
         Shared::<[E]>::new_aligned_slice(comptime!(CHUNK * column_stride), 16usize);
     let mut intra_tile = Shared::<[E]>::new_aligned_slice(comptime!(spec.pairs_len()), 16usize);
+    let mut probe_tile = Shared::<[E]>::new_aligned_slice(comptime!(spec.probe_len()), 16usize);
     let mut exchange = Shared::<[Pair<f32>]>::new_slice(comptime!(spec.exchange_len()));
-    let decay_len = comptime!(if keys_deep { depth } else { columns });
-    let mut decay_tile = Shared::<[f32]>::new_slice(decay_len);
+    let mut dot_tile = Shared::<[f32]>::new_slice(comptime!(spec.dots_len()));
+    let decay_len = comptime!(spec.decay_len());
+    let mut decay_tiles = Shared::<[f32]>::new_slice(comptime!(2 * decay_len));
 
     // the state, transposed: accumulator tile n holds depth 8 n .. 8 n + 8
     let depth_tiles = comptime!(plane_depth / 8);
@@ -130,10 +149,19 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
         }
     }
 
-    let mut next_deep = Array::<Vector<E, D>>::new(held::<D>(from_left));
+    let mut next_left = Array::<Vector<E, D>>::new(held::<D>(from_left));
     let mut next_right = Array::<Vector<E, C>>::new(held::<C>(from_right));
     let mut next_intra = Array::<Vector<E, Const<8>>>::new(held::<Const<8>>(from_intra));
+    let mut next_probe = Array::<Vector<E, C>>::new(held::<C>(from_probe));
     let mut next_update = Array::<Vector<E, D>>::new(held::<D>(from_update));
+    let mut next_decays = Array::<f32>::new(comptime!(decay_len.div_ceil(units)));
+    let decay0 = if comptime!(spec.decay != Decay::Channels) {
+        0usize.runtime()
+    } else if keys_deep {
+        depth0
+    } else {
+        column0
+    };
 
     let first_chunk = table[2 * sequence] as usize;
     let count = table[2 * sequence + 1] as usize;
@@ -141,27 +169,62 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
         let chunk = chunk_of(first_chunk, count, 0usize, spec.reversed);
         let rows = chunk_rows(table, num_sequences, chunk);
         if comptime!(spec.emits) {
-            fetch::<E, D>(left, &mut next_deep, &rows, head, depth0, from_left);
+            fetch::<E, D>(left, &mut next_left, &rows, head, depth0, from_left);
         }
         fetch::<E, C>(right, &mut next_right, &rows, head, column0, from_right);
         if has_intra {
             fetch::<E, Const<8>>(intra, &mut next_intra, &rows, head, 0usize, from_intra);
         }
+        if comptime!(spec.dots) {
+            fetch::<E, C>(probe, &mut next_probe, &rows, head, column0, from_probe);
+        }
+        fetch_decays(decays, &mut next_decays, chunk, head, decay0, spec);
+        fetch::<E, D>(update, &mut next_update, &rows, head, depth0, from_update);
     }
     for step in 0..count {
-        if comptime!(spec.emits) {
-            put::<E, D>(&next_deep, &mut left_tile, from_left);
-        }
-        put::<E, C>(&next_right, &mut right_tile, from_right);
-        if has_intra {
-            put::<E, Const<8>>(&next_intra, &mut intra_tile, from_intra);
-        }
-        sync_cube();
         let chunk = chunk_of(first_chunk, count, step, spec.reversed);
         let rows = chunk_rows(table, num_sequences, chunk);
-        fetch::<E, D>(update, &mut next_update, &rows, head, depth0, from_update);
-        let decay0 = if keys_deep { depth0 } else { column0 };
-        let decay_from = (chunk * spec.heads + head) * spec.padded;
+        // after the last it is read once more, for nothing: a branch would wait for what it reads
+        let next_step = select(step + 1 < count, step + 1, step);
+        let next_chunk = chunk_of(first_chunk, count, next_step, spec.reversed);
+        let next_rows = chunk_rows(table, num_sequences, next_chunk);
+        // of this chunk and the next in turn: the last planes to scale their state still read the
+        // one when the first put down the other
+        let decay_at = (step % 2) * decay_len;
+        if comptime!(spec.emits) {
+            put::<E, D>(&next_left, &mut left_tile, rows.len, depth0, from_left);
+        }
+        put::<E, C>(&next_right, &mut right_tile, rows.len, column0, from_right);
+        if has_intra {
+            put::<E, Const<8>>(&next_intra, &mut intra_tile, rows.len, 0usize, from_intra);
+        }
+        if comptime!(spec.dots) {
+            put::<E, C>(&next_probe, &mut probe_tile, rows.len, column0, from_probe);
+        }
+        if comptime!(spec.decay != Decay::None) {
+            #[unroll]
+            for n in 0..comptime!(decay_len.div_ceil(units)) {
+                let at = unit + n * units;
+                if at < decay_len {
+                    let valid = decay0 + at < comptime!(spec.decay_stride());
+                    let value = select(valid, next_decays[n], f32::new(1.0));
+                    decay_tiles[decay_at + at] = value;
+                }
+            }
+        }
+        fetch_decays(decays, &mut next_decays, next_chunk, head, decay0, spec);
+        let pairs = comptime!(plane_depth / 4);
+        let traces = comptime!(spec.traces());
+        let trace_from = (chunk * spec.heads + head) * comptime!(spec.trace_pairs())
+            + (tile * spec.parts + part) * comptime!(traces * units);
+        let mut traced = Array::<Pair<E>>::new(traces);
+        if comptime!(spec.trace == Trace::Read) {
+            #[unroll]
+            for n in 0..traces {
+                traced[n] = trace[trace_from + n * units + unit];
+            }
+        }
+        sync_cube();
 
         // `right` as the left operand of the update and, block by block, the right one of `intra`
         let mut rights = Array::<Pair<E>>::new(16usize);
@@ -183,12 +246,54 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
             low[1] = Vector::cast_from(state[4 * d + 2]);
             high[0] = Vector::cast_from(state[4 * d + 1]);
             high[1] = Vector::cast_from(state[4 * d + 3]);
+            let mut low_rest = Array::<Pair<E>>::new(2usize);
+            let mut high_rest = Array::<Pair<E>>::new(2usize);
+            if comptime!(spec.precise) {
+                low_rest[0] = rest::<E>(state[4 * d], low[0]);
+                low_rest[1] = rest::<E>(state[4 * d + 2], low[1]);
+                high_rest[0] = rest::<E>(state[4 * d + 1], high[0]);
+                high_rest[1] = rest::<E>(state[4 * d + 3], high[1]);
+            }
             #[unroll]
             for m in 0..4usize {
                 let quad =
                     load_quad::<E>(&left_tile, m * 16, plane_row + d * 16, depth_stride, false);
                 multiply::<E>(&quad, &low, &mut acc, 2 * m);
                 multiply::<E>(&quad, &high, &mut acc, 2 * m + 1);
+                if comptime!(spec.precise) {
+                    multiply::<E>(&quad, &low_rest, &mut acc, 2 * m);
+                    multiply::<E>(&quad, &high_rest, &mut acc, 2 * m + 1);
+                }
+            }
+        }
+        if comptime!(spec.emits && scales_out) {
+            #[unroll]
+            for i in 0..16usize {
+                let row = (i / 4) * 16 + lane / 4 + 8 * (i % 2);
+                let factor = if comptime!(by_rows) {
+                    decay_tiles[decay_at + out_factors + row]
+                } else {
+                    scale
+                };
+                acc[i] *= Vector::new(factor);
+            }
+        }
+        if comptime!(spec.dots) {
+            #[unroll]
+            for m in 0..4usize {
+                let quad = load_quad::<E>(&probe_tile, m * 16, plane_column, column_stride, false);
+                #[unroll]
+                for half in 0..2usize {
+                    let mut product = Pair::<f32>::cast_from(quad[half]) * acc[4 * m + half];
+                    product += Pair::<f32>::cast_from(quad[half + 2]) * acc[4 * m + half + 2];
+                    let mut sum = product.extract(0usize) + product.extract(1usize);
+                    sum += plane_shuffle_xor(sum, 1u32);
+                    sum += plane_shuffle_xor(sum, 2u32);
+                    if lane % 4 < 1 {
+                        let row = m * 16 + lane / 4 + 8 * half;
+                        dot_tile[(unit / 32) * CHUNK + row] = sum;
+                    }
+                }
             }
         }
         if has_intra {
@@ -237,59 +342,69 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
                 exchange[i * units + unit] = acc[i];
             }
         }
-        put::<E, D>(&next_update, &mut update_tile, from_update);
-        for at in range_stepped(unit, decay_len, units) {
-            let i = decay0 + at;
-            let value = decays[decay_from + select(i < spec.padded, i, 0usize)];
-            decay_tile[at] = select(i < spec.padded, value, f32::new(1.0));
-        }
+        put::<E, D>(&next_update, &mut update_tile, rows.len, depth0, from_update);
+        fetch::<E, D>(update, &mut next_update, &next_rows, head, depth0, from_update);
 
-        if comptime!(spec.trace != Trace::None) {
-            let trace_from = (chunk * spec.heads + head) * comptime!(spec.trace_pairs())
-                + (tile * spec.parts + part) * comptime!((plane_depth / 4) * units);
+        if comptime!(spec.trace == Trace::Write) {
+            #[unroll]
+            for n in 0..pairs {
+                let at = trace_from + n * units + unit;
+                let own = Pair::<E>::cast_from(state[n]);
+                trace[at] = own;
+                if comptime!(spec.precise) {
+                    trace[at + pairs * units] = rest::<E>(state[n], own);
+                }
+            }
+        }
+        if comptime!(spec.trace == Trace::Read) {
             let mut sums = Array::<f32>::new(2usize);
             sums[0] = f32::new(0.0);
             sums[1] = f32::new(0.0);
             #[unroll]
-            for n in 0..comptime!(plane_depth / 4) {
-                let at = trace_from + n * units + unit;
-                if comptime!(spec.trace == Trace::Write) {
-                    trace[at] = Vector::cast_from(state[n]);
-                } else {
-                    let other = Pair::<f32>::cast_from(trace[at]);
-                    let product = other * state[n];
-                    sums[n % 2] += product.extract(0usize) + product.extract(1usize);
+            for n in 0..pairs {
+                let mut other = Pair::<f32>::cast_from(traced[n]);
+                if comptime!(spec.precise) {
+                    other += Pair::<f32>::cast_from(traced[n + pairs]);
                 }
+                let product = other * state[n];
+                sums[n % 2] += product.extract(0usize) + product.extract(1usize);
             }
-            if comptime!(spec.trace == Trace::Read) {
-                #[unroll]
-                for half in 0..2usize {
-                    let mut sum = sums[half];
-                    sum += plane_shuffle_xor(sum, 1u32);
-                    sum += plane_shuffle_xor(sum, 2u32);
-                    let column = own_column + 8 * half;
-                    if lane % 4 < 1 && column < spec.padded {
-                        let share = part * sharing + depth_plane;
-                        let row = (share * num_chunks + chunk) * spec.heads + head;
-                        products[row * spec.padded + column] = sum;
-                    }
+            #[unroll]
+            for half in 0..2usize {
+                let mut sum = sums[half];
+                sum += plane_shuffle_xor(sum, 1u32);
+                sum += plane_shuffle_xor(sum, 2u32);
+                let column = own_column + 8 * half;
+                if lane % 4 < 1 && column < spec.padded {
+                    let share = part * sharing + depth_plane;
+                    let row = (share * num_chunks + chunk) * spec.heads + head;
+                    products[row * spec.padded + column] = sum;
                 }
             }
         }
         sync_cube();
 
-        if step + 1 < count {
-            let chunk = chunk_of(first_chunk, count, step + 1, spec.reversed);
-            let rows = chunk_rows(table, num_sequences, chunk);
-            if comptime!(spec.emits) {
-                fetch::<E, D>(left, &mut next_deep, &rows, head, depth0, from_left);
-            }
-            fetch::<E, C>(right, &mut next_right, &rows, head, column0, from_right);
-            if has_intra {
-                fetch::<E, Const<8>>(intra, &mut next_intra, &rows, head, 0usize, from_intra);
+        if comptime!(spec.emits) {
+            fetch::<E, D>(left, &mut next_left, &next_rows, head, depth0, from_left);
+        }
+        fetch::<E, C>(right, &mut next_right, &next_rows, head, column0, from_right);
+        if has_intra {
+            fetch::<E, Const<8>>(intra, &mut next_intra, &next_rows, head, 0usize, from_intra);
+        }
+        if comptime!(spec.dots) {
+            fetch::<E, C>(probe, &mut next_probe, &next_rows, head, column0, from_probe);
+        }
+        if comptime!(spec.dots) {
+            for row in range_stepped(unit, rows.len, units) {
+                let mut sum = f32::new(0.0);
+                #[unroll]
+                for plane in 0..comptime!(units / 32) {
+                    sum += dot_tile[plane * CHUNK + row];
+                }
+                let share = tile * spec.parts + part;
+                dots[(share * num_rows + rows.start + row) * spec.heads + head] = sum;
             }
         }
-
         let to = (part * num_rows + rows.start) * spec.heads + head;
         #[unroll]
         for m in 0..comptime!(if spec.emits { 4 } else { 0 }) {
@@ -308,7 +423,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
                     let row = m * 16 + lane / 4 + 8 * (i % 2);
                     let column = column0 + plane_column + 8 * (i / 2) + 2 * (lane % 4);
                     let at = (to + row * spec.heads) * spec.width + column;
-                    if !keys_deep {
+                    if comptime!(spec.by_channel()) {
                         // for `intra_grad`, whose units read some rows of one channel
                         if column < spec.width {
                             let line = ((part * num_chunks + chunk) * spec.heads + head)
@@ -337,16 +452,18 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
         }
 
         #[unroll]
-        for n in 0..depth_tiles {
+        for n in 0..comptime!(if spec.decay == Decay::None { 0 } else { depth_tiles }) {
             #[unroll]
             for half in 0..2usize {
                 let mut factor = Pair::<f32>::empty();
-                if keys_deep {
-                    let at = plane_row + 8 * n + 2 * (lane % 4);
-                    factor.insert(0usize, decay_tile[at]);
-                    factor.insert(1usize, decay_tile[at + 1]);
+                if comptime!(by_rows) {
+                    factor = Vector::new(decay_tiles[decay_at + TOTAL]);
+                } else if keys_deep {
+                    let at = decay_at + plane_row + 8 * n + 2 * (lane % 4);
+                    factor.insert(0usize, decay_tiles[at]);
+                    factor.insert(1usize, decay_tiles[at + 1]);
                 } else {
-                    let own = decay_tile[plane_column + lane / 4 + 8 * half];
+                    let own = decay_tiles[decay_at + plane_column + lane / 4 + 8 * half];
                     factor.insert(0usize, own);
                     factor.insert(1usize, own);
                 }
@@ -358,7 +475,22 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
             let mut quad = Array::<Pair<E>>::new(4usize);
             #[unroll]
             for i in 0..4usize {
-                quad[i] = rights[4 * s + i];
+                if comptime!(scales_right) {
+                    let mut factor = Pair::<f32>::empty();
+                    #[unroll]
+                    for e in 0..2usize {
+                        let row = s * 16 + 8 * (i % 2) + 2 * (lane % 4) + e;
+                        let own = if comptime!(by_rows) {
+                            decay_tiles[decay_at + right_factors + row]
+                        } else {
+                            scale
+                        };
+                        factor.insert(e, own);
+                    }
+                    quad[i] = Vector::cast_from(Pair::<f32>::cast_from(rights[4 * s + i]) * factor);
+                } else {
+                    quad[i] = rights[4 * s + i];
+                }
             }
             let operand = left_of_transposed::<E>(&quad);
             #[unroll]
@@ -386,6 +518,33 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
             }
         }
     }
+}
+
+/// Reads a unit's share of a chunk's decays into registers.
+#[cube]
+fn fetch_decays(
+    decays: &[f32],
+    out: &mut Array<f32>,
+    chunk: usize,
+    head: usize,
+    first: usize,
+    #[comptime] spec: WalkSpec,
+) {
+    if comptime!(spec.decay != Decay::None) {
+        let stride = comptime!(spec.decay_stride());
+        let from = (chunk * spec.heads + head) * stride;
+        #[unroll]
+        for n in 0..comptime!(spec.decay_len().div_ceil(spec.units())) {
+            let i = first + UNIT_POS as usize + n * spec.units();
+            out[n] = decays[from + select(i < stride, i, 0usize)];
+        }
+    }
+}
+
+/// What rounding took off.
+#[cube]
+fn rest<E: Float>(value: Pair<f32>, rounded: Pair<E>) -> Pair<E> {
+    Vector::cast_from(value - Vector::cast_from(rounded))
 }
 
 /// The chunk of a step.

@@ -2,7 +2,7 @@
 
 use super::stage::Stage;
 use super::{CHUNK, padded};
-use crate::{DeviceLimits, Dims};
+use crate::{DeviceLimits, Dims, GateKind};
 
 /// Which side of the state the key channels, and with them the decay, lie on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,6 +35,36 @@ pub enum Trace {
     Read,
 }
 
+/// Where the decay lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Decay {
+    /// There is none: the operands are queries and keys as they are, and `scale` is yet to come.
+    None,
+    /// In the rows. The operands are as without; a line of the decays holds, for the rows of a chunk,
+    /// `scale` times the decay from its start through the row, that from after the row to its end,
+    /// and at [`TOTAL`] that of all.
+    Rows,
+    /// In the key channels. The operands hold it; a line of the decays is that of the whole chunk.
+    Channels,
+}
+
+impl Decay {
+    /// Of a gate.
+    pub fn of(gate: GateKind) -> Self {
+        match gate {
+            GateKind::None => Decay::None,
+            GateKind::Fixed | GateKind::Scalar => Decay::Rows,
+            GateKind::Vector => Decay::Channels,
+        }
+    }
+}
+
+/// Where the rows' decays have that of the whole chunk.
+pub const TOTAL: usize = 2 * CHUNK;
+
+/// Length of a line of the rows' decays: a multiple of four.
+pub const ROWS_LEN: usize = TOTAL + 4;
+
 /// What a walk is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WalkSpec {
@@ -46,6 +76,8 @@ pub struct WalkSpec {
     pub update_heads: usize,
     /// Heads of `right`.
     pub right_heads: usize,
+    /// Heads of `probe`.
+    pub probe_heads: usize,
     /// Width of `left` and `update`.
     pub depth_width: usize,
     /// Width of `right` and `out`.
@@ -60,8 +92,10 @@ pub struct WalkSpec {
     pub parts: usize,
     /// Key channels `K` and value channels `V` of the state `[N, H, K, V]`.
     pub state: (usize, usize),
-    /// Width of the decays.
+    /// Width of the products for `dg`.
     pub padded: usize,
+    /// Where the decay lies.
+    pub decay: Decay,
     /// Where the key channels are.
     pub keys: KeyAxis,
     /// Last chunk first.
@@ -70,6 +104,11 @@ pub struct WalkSpec {
     pub intra: Intra,
     /// For `dg`.
     pub trace: Trace,
+    /// Whether the rows of `left state` are multiplied with those of `probe`: for `dg` as well.
+    pub dots: bool,
+    /// Whether `dg` sees the state in twice the precision of the operands. The gradient of a fixed gate
+    /// is one number a head, what is left of the terms of all its rows: rounding would show.
+    pub precise: bool,
     /// Whether the state starts from a buffer, or at zero.
     pub has_start: bool,
     /// Whether there are outputs; without, the walk is after the last state alone.
@@ -154,31 +193,40 @@ impl WalkSpec {
 
     fn values_with(shape: WalkShape, tile: (usize, usize)) -> Self {
         let WalkShape { dims, reversed, .. } = shape;
+        let [q, k, depth] = operands(dims);
         WalkSpec {
-            left_heads: dims.heads,
-            update_heads: dims.heads,
+            left_heads: if reversed { k } else { q },
+            update_heads: if reversed { q } else { k },
             right_heads: if reversed { dims.heads } else { dims.kv_heads },
             keys: KeyAxis::Depth,
             intra: if reversed { Intra::Upper } else { Intra::Lower },
-            trace: Trace::None,
-            ..Self::tiled(shape, tile, padded(dims), dims.value_dim)
+            ..Self::tiled(shape, tile, depth, dims.value_dim)
         }
     }
 
     fn keys_with(shape: WalkShape, tile: (usize, usize)) -> Self {
         let WalkShape { dims, reversed, .. } = shape;
+        let [q, k, width] = operands(dims);
+        let decay = Decay::of(dims.gate);
         WalkSpec {
             left_heads: if reversed { dims.kv_heads } else { dims.heads },
             update_heads: if reversed { dims.heads } else { dims.kv_heads },
-            right_heads: dims.heads,
+            right_heads: if reversed { q } else { k },
+            probe_heads: if reversed { k } else { q },
             keys: KeyAxis::Columns,
-            intra: Intra::None,
-            trace: match (dims.gate.is_some(), reversed) {
-                (false, _) => Trace::None,
-                (true, true) => Trace::Write,
-                (true, false) => Trace::Read,
+            intra: match (decay, reversed) {
+                (Decay::Channels, _) => Intra::None,
+                (_, true) => Intra::Upper,
+                (_, false) => Intra::Lower,
             },
-            ..Self::tiled(shape, tile, dims.value_dim, padded(dims))
+            trace: match (decay, reversed) {
+                (Decay::None, _) => Trace::None,
+                (_, true) => Trace::Write,
+                (_, false) => Trace::Read,
+            },
+            dots: decay == Decay::Rows,
+            precise: dims.gate == GateKind::Fixed,
+            ..Self::tiled(shape, tile, dims.value_dim, width)
         }
     }
 
@@ -192,6 +240,7 @@ impl WalkSpec {
             left_heads: 0,
             update_heads: 0,
             right_heads: 0,
+            probe_heads: 1,
             depth_width: depth,
             width,
             plane_depth: part_depth.div_ceil(depth_planes).next_multiple_of(16),
@@ -200,10 +249,13 @@ impl WalkSpec {
             parts,
             state: (shape.dims.key_dim, shape.dims.value_dim),
             padded: padded(shape.dims),
+            decay: Decay::of(shape.dims.gate),
             keys: KeyAxis::Depth,
             reversed: shape.reversed,
             intra: Intra::None,
             trace: Trace::None,
+            dots: false,
+            precise: false,
             has_start: shape.has_start,
             emits: true,
         }
@@ -234,30 +286,73 @@ impl WalkSpec {
         self.parts * self.depth_planes
     }
 
+    /// Shares of the rows' products with `probe`.
+    pub const fn dot_shares(&self) -> usize {
+        self.parts * self.tiles()
+    }
+
+    /// Pairs that `Trace::Write` leaves of a unit.
+    pub const fn traces(&self) -> usize {
+        self.plane_depth / if self.precise { 2 } else { 4 }
+    }
+
     /// Pairs that `Trace::Write` leaves of one chunk and head.
     pub const fn trace_pairs(&self) -> usize {
-        self.tiles() * self.parts * (self.plane_depth / 4) * self.units()
+        self.tiles() * self.parts * self.traces() * self.units()
+    }
+
+    /// Whether the output is `[channels, rows]` of each chunk, for `intra_grad`.
+    pub fn by_channel(&self) -> bool {
+        self.keys == KeyAxis::Columns && self.decay == Decay::Channels
     }
 
     /// Elements of the output for so many rows and chunks.
-    pub const fn out_len(&self, rows: usize, chunks: usize) -> usize {
-        match self.keys {
-            KeyAxis::Depth => rows * self.heads * self.width,
-            KeyAxis::Columns => self.parts * chunks * self.heads * self.width * CHUNK,
+    pub fn out_len(&self, rows: usize, chunks: usize) -> usize {
+        let lines = if self.by_channel() { chunks * CHUNK } else { rows };
+        self.parts * lines * self.heads * self.width
+    }
+
+    /// Length of a line of the decays.
+    pub fn decay_stride(&self) -> usize {
+        if self.decay == Decay::Rows { ROWS_LEN } else { self.padded }
+    }
+
+    /// Decays that a cube reads of a chunk.
+    pub fn decay_len(&self) -> usize {
+        match (self.decay, self.keys) {
+            (Decay::None, _) => 1,
+            (Decay::Rows, _) => ROWS_LEN,
+            (Decay::Channels, KeyAxis::Depth) => self.depth(),
+            (Decay::Channels, KeyAxis::Columns) => self.columns(),
         }
+    }
+
+    /// Where a line of the rows' decays has the factors of the outputs, and of `right`.
+    pub fn factors(&self) -> (usize, usize) {
+        if self.reversed { (CHUNK, 0) } else { (0, CHUNK) }
     }
 
     /// Bytes of shared memory for elements of `size` bytes.
     pub fn shared_memory(&self, size: usize) -> usize {
         let deep = self.left_len() + CHUNK * (self.depth() + 8);
-        let wide = CHUNK * (self.columns() + 8);
-        let decays = if self.keys == KeyAxis::Depth { self.depth() } else { self.columns() };
-        size * (deep + wide + self.pairs_len()) + 8 * self.exchange_len() + 4 * decays
+        let wide = CHUNK * (self.columns() + 8) + self.probe_len();
+        let floats = 2 * self.exchange_len() + self.dots_len() + 2 * self.decay_len();
+        size * (deep + wide + self.pairs_len()) + 4 * floats
     }
 
     /// Elements of the tile of the intra-chunk matrix.
     pub fn pairs_len(&self) -> usize {
         if self.intra == Intra::None { 8 } else { CHUNK * (CHUNK + 8) }
+    }
+
+    /// Elements of the tile of `probe`.
+    pub fn probe_len(&self) -> usize {
+        if self.dots { CHUNK * (self.columns() + 8) } else { 8 }
+    }
+
+    /// Shares of the planes in `dots`.
+    pub fn dots_len(&self) -> usize {
+        if self.dots { CHUNK * self.units() / 32 } else { 1 }
     }
 
     /// Elements of the tile of `left`.
@@ -272,5 +367,14 @@ impl WalkSpec {
 
     pub fn stage(&self, own_heads: usize, width: usize, cols: usize) -> Stage {
         Stage { own_heads, group: self.heads / own_heads, width, cols, units: self.units() }
+    }
+}
+
+/// Heads of the queries and the keys that are walked, and their width: the plan's own for a vector
+/// gate, else the inputs themselves.
+fn operands(dims: Dims) -> [usize; 3] {
+    match Decay::of(dims.gate) {
+        Decay::Channels => [dims.heads, dims.heads, padded(dims)],
+        _ => [dims.heads, dims.kv_heads, dims.key_dim],
     }
 }

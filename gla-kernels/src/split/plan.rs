@@ -4,6 +4,7 @@ use cubecl::prelude::*;
 
 use crate::components::Role;
 use crate::launch::Launcher;
+use crate::reduce::Sum;
 use crate::{BackwardArgs, ForwardArgs, GateKind, SplitBlueprint};
 
 /// 1. `state` (Key): the state at the start of every chunk, and the final state.
@@ -42,9 +43,9 @@ pub(crate) fn backward(launcher: &Launcher<SplitBlueprint>, args: &BackwardArgs)
     let group = dims.heads / dims.kv_heads;
     let pairs = launcher.scratch(launcher.row_heads() * launcher.blueprint.chunk);
     launcher.scores(q, k, dims.key_dim, dims.gate.is_some(), &pairs);
-    let (dv, dv_type) = launcher.per_head(&args.dv, dims.value_dim);
+    let (dv, dv_type) = launcher.shares(&args.dv, dims.kv_heads, dims.value_dim, 1);
     launcher.output(Role::Key, [k, d_o], [&d_states, &pairs], (&dv, dv_type));
-    launcher.sum_heads(&dv, &args.dv, dims.value_dim);
+    launcher.sum_shares(&dv, &args.dv, dims.kv_heads, dims.value_dim, 1);
 
     // `A` is used up: its buffer takes `dA`
     launcher.scores(d_o, v, dims.value_dim, false, &pairs);
@@ -64,15 +65,16 @@ pub(crate) fn backward(launcher: &Launcher<SplitBlueprint>, args: &BackwardArgs)
     launcher.intra_grad(Role::Query, [q, k], &pairs, [&dq, &dg]);
     launcher.intra_grad(Role::Key, [q, k], &pairs, [&dk, &dg]);
 
+    let keys = |group| Sum { parts: 1, group, width: dims.key_dim, inner: 1 };
     if !in_place {
-        launcher.reduce_heads(&dq, &args.dq, 1, dims.key_dim, 1, problem.dtype);
+        launcher.reduce_heads(&dq, &args.dq, keys(1), problem.dtype);
     }
     if !in_place || group > 1 {
-        launcher.reduce_heads(&dk, &args.dk, group, dims.key_dim, 1, problem.dtype);
+        launcher.reduce_heads(&dk, &args.dk, keys(group), problem.dtype);
     }
     if let Some(dgate) = &args.dgate
         && !vector
     {
-        launcher.gate_gradient(&dg, dgate);
+        launcher.gate_gradient(&dg, dgate, dims.key_dim);
     }
 }

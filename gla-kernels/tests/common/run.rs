@@ -119,16 +119,28 @@ impl Prepared {
         Ok([download(client, o, self.dtype)?, download(client, final_state, RefDType::F32)?])
     }
 
-    /// The recurrent form.
-    pub fn recurrent(&self, client: &Client) -> Result<[Vec<f32>; 2], String> {
+    /// The recurrent form, with the state in `state_dtype`.
+    pub fn recurrent(
+        &self,
+        client: &Client,
+        state_dtype: RefDType,
+    ) -> Result<[Vec<f32>; 2], String> {
         let [q, k, v] = self.qkv(client);
         let o = poison(client, self.o_len(), self.dtype);
         let zeros = vec![0.0; self.problem.state_len()];
-        let state = self.state(client).unwrap_or_else(|| upload(client, &zeros, RefDType::F32));
-        let args =
-            RecurrentArgs { q, k, v, gate: self.gate(client), state: state.clone(), o: o.clone() };
+        let state = self.inputs.initial_state.as_ref().unwrap_or(&zeros);
+        let state = upload(client, state, state_dtype);
+        let args = RecurrentArgs {
+            q,
+            k,
+            v,
+            gate: self.gate(client),
+            state: state.clone(),
+            state_dtype: elem_type(state_dtype),
+            o: o.clone(),
+        };
         gla_kernels::recurrent(client, &self.problem, args).map_err(|e| e.to_string())?;
-        Ok([download(client, o, self.dtype)?, download(client, state, RefDType::F32)?])
+        Ok([download(client, o, self.dtype)?, download(client, state, state_dtype)?])
     }
 
     /// The chunked backward; outputs are poisoned with NaN before.
@@ -164,25 +176,33 @@ impl Prepared {
         Ok(Gradients { grads, dgate })
     }
 
-    /// Forward in both forms and backward against the reference; the errors, if any.
-    pub fn check_all(&self, client: &Client, strategy: Strategy) -> Vec<String> {
-        let (tol_o, tol_grad) = tolerances(self.dtype);
+    /// The outputs of a form against the reference.
+    pub fn check_outputs(
+        &self,
+        form: &str,
+        outputs: Result<[Vec<f32>; 2], String>,
+        errors: &mut Vec<String>,
+    ) {
+        let (tol_o, _) = tolerances(self.dtype);
         let reference = eval::forward(&self.inputs);
         let expected = [("o", &reference.o), ("final_state", &reference.final_state)];
-        let mut errors = Vec::new();
-        let forms =
-            [("chunk", self.forward(client, strategy)), ("recurrent", self.recurrent(client))];
-        for (form, outputs) in forms {
-            match outputs {
-                Ok(outputs) => {
-                    for ((name, expected), got) in expected.iter().zip(&outputs) {
-                        let name = format!("{form} {name}");
-                        errors.extend(eval::check(&name, expected, got, tol_o, ABS_FLOOR).err());
-                    }
+        match outputs {
+            Ok(outputs) => {
+                for ((name, expected), got) in expected.iter().zip(&outputs) {
+                    let name = format!("{form} {name}");
+                    errors.extend(eval::check(&name, expected, got, tol_o, ABS_FLOOR).err());
                 }
-                Err(error) => errors.push(format!("{form}: {error}")),
             }
+            Err(error) => errors.push(format!("{form}: {error}")),
         }
+    }
+
+    /// Forward in both forms and backward against the reference; the errors, if any.
+    pub fn check_all(&self, client: &Client, strategy: Strategy) -> Vec<String> {
+        let (_, tol_grad) = tolerances(self.dtype);
+        let mut errors = Vec::new();
+        self.check_outputs("chunk", self.forward(client, strategy), &mut errors);
+        self.check_outputs("recurrent", self.recurrent(client, RefDType::F32), &mut errors);
         match self.backward(client, strategy) {
             Ok(Gradients { grads, dgate }) => {
                 let reference = eval::backward(&self.inputs, &self.d_o, self.d_final.as_deref());

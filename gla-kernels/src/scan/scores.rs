@@ -1,0 +1,249 @@
+//! Kernel `scores`: what two rows of a chunk have to do with each other, for gates that decay all
+//! channels of a row alike.
+//!
+//! For one chunk of one head, in the lower triangle:
+//!
+//! * `A[t, s] = scale q_t . k_s W[t, s]`, with `W[t, s] = w_{s+1} .. w_t`,
+//! * `dA[t, s] = scale do_t . v_s W[t, s]` (backward),
+//! * the line of the rows' decays, see [`Decay::Rows`](super::walk_spec::Decay::Rows),
+//! * `dg_t = sum_{s < t <= r} A[r, s] do_r . v_s`: the pairs of the chunk that straddle `t`.
+//!
+//! `W` is split by levels as in [`super::levels`], so it is a product of two decays and no quotient; here
+//! each row has one number a level. The products of rows are of the inputs themselves.
+
+use cubecl::prelude::*;
+
+use super::levels::accumulator_position;
+use super::stage::{Stage, fetch, held, put};
+use super::walk_spec::{Decay, ROWS_LEN, TOTAL};
+use super::{CHUNK, LEVELS, SLICE, STRIDE, TILE};
+use crate::Dims;
+use crate::components::{
+    ChunkRows, Pair, chunk_rows, decay_or_one, load_quad, multiply, right_of_plain, zero_tiles,
+};
+
+/// Planes that have a tile of the lower triangle.
+pub(crate) const PLANES: usize = 10;
+
+/// Units of a cube.
+pub const UNITS: usize = 32 * PLANES;
+
+/// Row stride of the pairs' products: all rows of a column in different banks.
+const PAIRS: usize = CHUNK + 1;
+
+/// Bytes of shared memory for elements of `size` bytes.
+pub const fn shared_memory(size: usize) -> usize {
+    size * 2 * TILE + 4 * ((LEVELS + 1) * CHUNK + CHUNK * PAIRS)
+}
+
+/// * `q`: `[rows, H, K]`, `k`: `[rows, Hk, K]`, `v`: `[rows, Hk, V]`, `d_o`: `[rows, H, V]`
+/// * `a`, `d_a`: out, `[rows, H, 64]`; the second, `v` and `d_o` in the backward only
+/// * `decays`: out, `[chunks, H, ROWS_LEN]`; `dg`: out of the backward, `[rows, H]`; both if there is
+///   a gate
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size>(
+    q: &[Vector<E, N>],
+    k: &[Vector<E, N>],
+    v: &[Vector<E, M>],
+    d_o: &[Vector<E, M>],
+    gate: &[G],
+    a: &mut [E],
+    d_a: &mut [E],
+    decays: &mut [f32],
+    dg: &mut [f32],
+    table: &[u32],
+    num_sequences: usize,
+    tasks: usize,
+    scale: f32,
+    #[comptime] dims: Dims,
+    #[comptime] backward: bool,
+    #[define(E, G)] _dtypes: [ElemType; 2],
+) {
+    let task = CUBE_POS;
+    if task >= tasks {
+        terminate!();
+    }
+    let head = task % dims.heads;
+    let chunk = task / dims.heads;
+    let rows = chunk_rows(table, num_sequences, chunk);
+    let unit = UNIT_POS as usize;
+    let gated = comptime!(Decay::of(dims.gate) == Decay::Rows);
+
+    let mut staged = Shared::<[E]>::new_aligned_slice(comptime!(2 * TILE), 16usize);
+    let mut edges = Shared::<[f32]>::new_slice(comptime!(LEVELS * CHUNK));
+    let mut own = Shared::<[f32]>::new_slice(CHUNK);
+    let pairs_len = comptime!(if backward && gated { CHUNK * PAIRS } else { 1 });
+    let mut pairs = Shared::<[f32]>::new_slice(pairs_len);
+
+    if comptime!(gated) {
+        for row in range_stepped(unit, CHUNK, UNITS) {
+            let valid = row < rows.len;
+            own[row] = decay_or_one::<G>(gate, rows.start + row, head, 0usize, valid, dims);
+        }
+        sync_cube();
+        for at in range_stepped(unit, comptime!(LEVELS * CHUNK), UNITS) {
+            edges[at] = edge(&own, at / CHUNK, at % CHUNK);
+        }
+        let line = (chunk * dims.heads + head) * ROWS_LEN;
+        for at in range_stepped(unit, comptime!(TOTAL + 1), UNITS) {
+            // through a row, after a row, and after none
+            let row = at % CHUNK;
+            let through = at < CHUNK;
+            let from = select(through || at == TOTAL, 0usize, row + 1);
+            let to = select(through, row + 1, CHUNK);
+            let w = decay_between(&own, from, to);
+            decays[line + at] = select(through, w * scale, w);
+        }
+    }
+
+    let from_q = comptime!(Stage::slice(dims, dims.heads, dims.key_dim, UNITS));
+    let from_k = comptime!(Stage::slice(dims, dims.kv_heads, dims.key_dim, UNITS));
+    let acc = row_products::<E, N>(q, k, &mut staged, &rows, head, from_q, from_k);
+    let mut acc_grad = zero_tiles(2usize);
+    if comptime!(backward) {
+        let from_do = comptime!(Stage::slice(dims, dims.heads, dims.value_dim, UNITS));
+        let from_v = comptime!(Stage::slice(dims, dims.kv_heads, dims.value_dim, UNITS));
+        acc_grad = row_products::<E, M>(d_o, v, &mut staged, &rows, head, from_do, from_v);
+    }
+
+    let (t, s) = lower_tile(unit / 32);
+    #[unroll]
+    for n in 0..2usize {
+        #[unroll]
+        for half in 0..2usize {
+            let (r, c) = accumulator_position(n, half);
+            #[unroll]
+            for e in 0..2usize {
+                let (row, col) = (t * 16 + r, s * 16 + c + e);
+                let lower = row >= col;
+                let mut w = scale;
+                if comptime!(gated) {
+                    w = scale * decay_of_pair(&edges, row, col);
+                }
+                let score = acc[2 * n + half].extract(e) * w;
+                let to = ((rows.start + row) * dims.heads + head) * CHUNK + col;
+                if row < rows.len {
+                    a[to] = E::cast_from(select(lower, score, f32::new(0.0)));
+                }
+                if comptime!(backward) {
+                    let sent = acc_grad[2 * n + half].extract(e);
+                    if row < rows.len {
+                        d_a[to] = E::cast_from(select(lower, sent * w, f32::new(0.0)));
+                    }
+                    if comptime!(gated) {
+                        if lower {
+                            pairs[row * PAIRS + col] = sent * score;
+                        }
+                    }
+                }
+            }
+        }
+    }
+    if comptime!(backward && gated) {
+        sync_cube();
+        // of each row, the sums from the left
+        for row in range_stepped(unit, CHUNK, UNITS) {
+            let mut sum = f32::new(0.0);
+            for col in 0..row + 1 {
+                let pair = pairs[row * PAIRS + col];
+                pairs[row * PAIRS + col] = sum;
+                sum += pair;
+            }
+        }
+        sync_cube();
+        for t in range_stepped(unit, rows.len, UNITS) {
+            let mut sum = f32::new(0.0);
+            for row in t..CHUNK {
+                sum += pairs[row * PAIRS + t];
+            }
+            dg[(rows.start + t) * dims.heads + head] = sum;
+        }
+    }
+}
+
+/// `left_t . right_s` of a chunk, below and on the diagonal: a plane's two accumulator tiles of tile
+/// [`lower_tile`] of its number; planes beyond the tenth get zeros. `staged`: two tiles
+/// `[64, STRIDE]`.
+#[cube]
+pub(crate) fn row_products<E: Float, N: Size>(
+    left: &[Vector<E, N>],
+    right: &[Vector<E, N>],
+    staged: &mut [E],
+    rows: &ChunkRows,
+    head: usize,
+    #[comptime] from_left: Stage,
+    #[comptime] from_right: Stage,
+) -> Array<Pair<f32>> {
+    let plane = UNIT_POS as usize / 32;
+    let mut next_left = Array::<Vector<E, N>>::new(held::<N>(from_left));
+    let mut next_right = Array::<Vector<E, N>>::new(held::<N>(from_right));
+    fetch::<E, N>(left, &mut next_left, rows, head, 0usize, from_left);
+    fetch::<E, N>(right, &mut next_right, rows, head, 0usize, from_right);
+    let (t, s) = lower_tile(plane);
+    let mut acc = zero_tiles(2usize);
+    for slice in 0..comptime!(from_left.width.div_ceil(SLICE)) {
+        sync_cube();
+        put::<E, N>(&next_left, &mut staged[0..TILE], rows.len, slice * SLICE, from_left);
+        let second = &mut staged[TILE..comptime!(2 * TILE)];
+        put::<E, N>(&next_right, second, rows.len, slice * SLICE, from_right);
+        sync_cube();
+        // past the end it reads what nobody puts down
+        fetch::<E, N>(left, &mut next_left, rows, head, (slice + 1) * SLICE, from_left);
+        fetch::<E, N>(right, &mut next_right, rows, head, (slice + 1) * SLICE, from_right);
+        if plane < PLANES {
+            #[unroll]
+            for j in 0..comptime!(SLICE / 16) {
+                let both = &staged[0..comptime!(2 * TILE)];
+                let quad = load_quad::<E>(both, t * 16, j * 16, STRIDE, false);
+                let other = load_quad::<E>(both, CHUNK + s * 16, j * 16, STRIDE, false);
+                let r0 = right_of_plain::<E>(&other, 0usize);
+                let r1 = right_of_plain::<E>(&other, 1usize);
+                multiply::<E>(&quad, &r0, &mut acc, 0usize);
+                multiply::<E>(&quad, &r1, &mut acc, 1usize);
+            }
+        }
+    }
+    acc
+}
+
+/// Row and column of tile `n` of a lower triangle of four, row by row.
+#[cube]
+pub(crate) fn lower_tile(n: usize) -> (usize, usize) {
+    let t = select(n >= 6, 3usize, select(n >= 3, 2usize, select(n >= 1, 1usize, 0usize)));
+    (t, n - t * (t + 1) / 2)
+}
+
+/// Decay of a row at a level: from the boundary of its block's halves through the row, or after the
+/// row to the boundary.
+#[cube]
+fn edge(own: &[f32], level: usize, row: usize) -> f32 {
+    let boundary = ((row >> level) | 1) << level;
+    let second = (row >> level) % 2 == 1;
+    let from = select(second, boundary, row + 1);
+    let to = select(second, row + 1, boundary);
+    decay_between(own, from, to)
+}
+
+/// Product of the decays of rows `from..to`.
+#[cube]
+fn decay_between(own: &[f32], from: usize, to: usize) -> f32 {
+    let mut w = f32::new(1.0);
+    for row in from..to {
+        w *= own[row];
+    }
+    w
+}
+
+/// `W[row, col]` for `col <= row`, anything finite above.
+#[cube]
+fn decay_of_pair(edges: &[f32], row: usize, col: usize) -> f32 {
+    let x = row ^ col;
+    let mut level = 0usize;
+    #[unroll]
+    for n in 1..LEVELS {
+        level += select(x >= comptime!(1usize << n), 1usize, 0usize);
+    }
+    let w = edges[level * CHUNK + row] * edges[level * CHUNK + col];
+    select(x == 0, f32::new(1.0), w)
+}
