@@ -39,7 +39,8 @@ pub fn settle() {
 /// What is kept and tried. Fixes it if [`settle`] was not called.
 pub fn describe() -> String {
     let config = CubeClRuntimeConfig::get();
-    let mut said = Vec::new();
+    #[allow(unused_mut)]
+    let mut said: Vec<String> = Vec::new();
     #[cfg(feature = "persistence")]
     said.push(match config.compilation.cache {
         true => format!("kernels kept in {}", config.environment.path.root().display()),
