@@ -131,10 +131,8 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size>(
                     if row < rows.len {
                         d_a[to] = E::cast_from(select(lower, sent * w, f32::new(0.0)));
                     }
-                    if comptime!(gated) {
-                        if lower {
-                            pairs[row * PAIRS + col] = sent * score;
-                        }
+                    if gated && lower {
+                        pairs[row * PAIRS + col] = sent * score;
                     }
                 }
             }
@@ -227,6 +225,7 @@ fn edge(own: &[f32], level: usize, row: usize) -> f32 {
 
 /// Product of the decays of rows `from..to`.
 #[cube]
+#[allow(clippy::needless_range_loop)]
 fn decay_between(own: &[f32], from: usize, to: usize) -> f32 {
     let mut w = f32::new(1.0);
     for row in from..to {
