@@ -27,6 +27,15 @@ CHUNKED = [
     ("vector", 8, 2048, 16, 128, 128),
     ("none", 8, 1024, 16, 128, 128),
     ("none", 8, 2048, 16, 128, 128),
+    # the sweep: as many steps in all, in fewer and longer sequences
+    ("vector", 16, 1024, 16, 128, 128),
+    ("vector", 4, 4096, 16, 128, 128),
+    ("vector", 2, 8192, 16, 128, 128),
+    ("vector", 1, 16384, 16, 128, 128),
+    ("none", 16, 1024, 16, 128, 128),
+    ("none", 4, 4096, 16, 128, 128),
+    ("none", 2, 8192, 16, 128, 128),
+    ("none", 1, 16384, 16, 128, 128),
 ]
 DECODE = [(1, 4, 256, 512), (32, 4, 256, 512), (256, 4, 256, 512)]
 
@@ -149,6 +158,12 @@ def decode(b, h, k_dim, v_dim):
     add(name, "vector", "decode", (b, 1, h, k_dim, v_dim), median_ms(step))
 
 
+def matmul(size):
+    """What the device's tensor cores do: the ceiling of all else."""
+    a, b = random(size, size), random(size, size)
+    add("matrix product (torch)", "", "matmul", (1, size, 1, size, size), median_ms(lambda: a @ b))
+
+
 def attempt(measure, *sizes):
     try:
         measure(*sizes)
@@ -166,7 +181,8 @@ if fla:
     for case in DECODE:
         attempt(decode, *case)
 if worker is None:
-    for b, t in ((8, 1024), (8, 2048)):
+    for b, t in ((8, 1024), (16, 1024), (8, 2048), (4, 4096), (2, 8192), (1, 16384)):
         attempt(attention, b, t, 16, 128)
+    attempt(matmul, 8192)
     with open(sys.argv[1] if len(sys.argv) > 1 else "peers.json", "w") as out:
         json.dump(rows, out, indent=1)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The committed results: peers and our kernels back to back on one GPU.
 #
-#   benches/run.sh OUT [DEVICE] [DTYPE]      OUT: folder for peers.json, rows.json, rows.svg
+#   benches/run.sh OUT [DEVICE] [DTYPE]      OUT: folder for peers.json, rows.json, rows.svg,
+#                                              lines.svg
 #
 # DEVICE is cuda (default) or vulkan, DTYPE bf16 (default; f16 on vulkan). Peers need Python with torch
 # and flash-linear-attention; without, the rows stand alone. KERNELS names a bench binary that is
@@ -20,7 +21,7 @@ if python3 "$here/peers.py" "$out/peers.json"; then
 else
     echo "run.sh: no peers in this run"
 fi
-args=(--device "$device" --dtype "$dtype" --suite --out "$out/rows.json" --svg "$out/rows.svg" --date "$(date +%F)")
+args=(--device "$device" --dtype "$dtype" --suite --out "$out/rows.json" --svg "$out/rows.svg" --lines "$out/lines.svg" --date "$(date +%F)")
 args+=("${peers[@]+"${peers[@]}"}")
 if [[ -n "${KERNELS:-}" ]]; then
     "$KERNELS" --bench "${args[@]}"

@@ -18,7 +18,7 @@ use cubecl::client::Client;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
-use gla_benches::{Peers, Row, Shape, median_ms};
+use gla_benches::{Ceilings, Peers, Row, Shape, Work, median_ms};
 use gla_kernels::{
     BackwardArgs, Dims, ForwardArgs, GateKind, Plan, Problem, RecurrentArgs, Sequences, Strategy,
 };
@@ -47,6 +47,9 @@ struct Args {
     /// The shapes, gates and steps of the committed results, beside what is given
     #[arg(long)]
     suite: bool,
+    /// Print what the device reports, and measure nothing
+    #[arg(long)]
+    limits: bool,
     /// Times of peers in the same run
     #[arg(long)]
     peers: Option<std::path::PathBuf>,
@@ -56,6 +59,9 @@ struct Args {
     /// Draw the rows that have peers to this file
     #[arg(long)]
     svg: Option<std::path::PathBuf>,
+    /// Draw time against length to this file
+    #[arg(long)]
+    lines: Option<std::path::PathBuf>,
     /// Day of the run, for the rows
     #[arg(long, default_value = "")]
     date: String,
@@ -74,6 +80,15 @@ const SUITE: [&str; 5] = [
 ];
 
 /// Without a gate, beside attention.
+/// As many steps in all, in fewer and longer sequences: for the chart of time against length.
+const SWEEP: [&str; 5] = [
+    "16,1024,16,128,128",
+    "8,2048,16,128,128",
+    "4,4096,16,128,128",
+    "2,8192,16,128,128",
+    "1,16384,16,128,128",
+];
+
 const UNGATED: [&str; 2] = ["8,1024,16,128,128", "8,2048,16,128,128"];
 
 const DECODE: [&str; 3] = ["1,4,256,512", "32,4,256,512", "256,4,256,512"];
@@ -151,6 +166,11 @@ fn main() -> Result<()> {
     }
     let args = Args::parse();
     let client = client(&args.device)?;
+    if args.limits {
+        let properties = client.properties();
+        println!("{:#?}\n{:#?}", properties.hardware, client.features().matmul);
+        return Ok(());
+    }
     let peers = args.peers.as_deref().map(Peers::read).transpose()?.unwrap_or_default();
     let strategy = match args.plan.as_deref() {
         None => Strategy::Inferred,
@@ -168,12 +188,23 @@ fn main() -> Result<()> {
         runs.extend(SUITE.map(|text| (shape(text), "vector".to_string())));
         runs.extend(["none", "fixed", "scalar"].map(|gate| (shape(SUITE[0]), gate.to_string())));
         runs.extend(UNGATED.map(|text| (shape(text), "none".to_string())));
+        for gate in ["vector", "none"] {
+            runs.extend(SWEEP.map(|text| (shape(text), gate.to_string())));
+        }
+        let mut seen: Vec<(Shape, String)> = Vec::new();
+        runs.retain(|run| {
+            let new = !seen.contains(run);
+            seen.push(run.clone());
+            new
+        });
         steps.extend(DECODE.map(String::from));
     }
     if runs.is_empty() && steps.is_empty() {
         runs.push(("1,256,2,64,64".parse()?, "vector".to_string()));
     }
     println!("{}: {}", args.device, client.properties().identity.name);
+    let ceilings = Ceilings { gbps: copy_gbps(&client)?, tflops: peers.matmul_tflops() };
+    println!("copy: {:.0} GB/s; matrix product: {:?} TFLOP/s", ceilings.gbps, ceilings.tflops);
     let mut rows = Vec::new();
     for (shape, gate) in runs {
         let problem = problem(shape, gate_kind(&gate)?, elem_type(&args.dtype)?);
@@ -183,9 +214,10 @@ fn main() -> Result<()> {
         for (pass, ms, plan, instruction) in
             chunked(&client, &problem, strategy).with_context(|| format!("{shape} {gate}"))?
         {
-            let bytes = moved(&problem, pass);
-            let mut row = Row::new(&gate, pass, shape, &args.dtype, ms, bytes, &args.date);
+            let work = work(&problem, pass, 0);
+            let mut row = Row::new(&gate, pass, shape, &args.dtype, ms, work, &args.date);
             (row.plan, row.instruction) = (plan, instruction);
+            row.roofline = Some(share(work.floor_ms(&ceilings) / ms));
             if pass == "fwdbwd" {
                 let bytes = reserved(&client).saturating_sub(before);
                 row.peak_mib = Some((bytes as f64 / f64::from(1 << 20)).round());
@@ -201,8 +233,9 @@ fn main() -> Result<()> {
         types.dedup();
         for state in types {
             let ms = decode(&client, &problem, state).with_context(|| step.clone())?;
-            let bytes = moved(&problem, "decode") + 2 * state.size() * problem.state_len();
-            let mut row = Row::new("vector", "decode", shape, &args.dtype, ms, bytes, &args.date);
+            let work = work(&problem, "decode", state.size());
+            let mut row = Row::new("vector", "decode", shape, &args.dtype, ms, work, &args.date);
+            row.roofline = Some(share(work.floor_ms(&ceilings) / ms));
             row.plan = format!("recurrent, {state} state");
             row.instruction = "registers".into();
             rows.push(peers.beside(row));
@@ -214,6 +247,19 @@ fn main() -> Result<()> {
     if let Some(path) = &args.svg {
         let title = format!("{}, {}", client.properties().identity.name, args.dtype);
         std::fs::write(path, gla_benches::svg(&title, &rows))
+            .with_context(|| path.display().to_string())?;
+    }
+    if let Some(path) = &args.lines {
+        let total = SWEEP.map(|text| text.parse::<Shape>().expect("a shape"));
+        let mut swept = rows.clone();
+        swept.retain(|row| total.contains(&row.shape));
+        let title = format!(
+            "forward + backward of {} steps, 16 heads of 128, {}, {}",
+            total[0].batch * total[0].time,
+            args.dtype,
+            client.properties().identity.name
+        );
+        std::fs::write(path, gla_benches::lines(&title, &swept, &peers))
             .with_context(|| path.display().to_string())?;
     }
     match &args.out {
@@ -243,20 +289,59 @@ fn problem(shape: Shape, gate: GateKind, dtype: ElemType) -> Problem {
     }
 }
 
-/// Bytes that a pass cannot do without: each input read and each output written once.
-fn moved(problem: &Problem, pass: &str) -> usize {
+/// Three digits after the point.
+fn share(x: f64) -> f64 {
+    (x * 1e3).round() / 1e3
+}
+
+/// What a pass cannot do without; `state_size`: bytes of an element of the state that a step of decoding
+/// reads and writes.
+fn work(problem: &Problem, pass: &str, state_size: usize) -> Work {
     let Dims { heads, key_dim, value_dim, .. } = problem.dims;
     let size = problem.dtype.size();
     let (keys, values) = (problem.rows() * heads * key_dim, problem.rows() * heads * value_dim);
     let gate = problem.gate_len() * problem.gate_dtype.size();
     let forward = 2 * keys * size + gate + 2 * values * size;
-    match pass {
-        "fwd" => forward,
-        // and the state, whatever its type
-        "decode" => forward,
+    // of the recurrence: update and read, and in the backward rebuild the state, update its gradient,
+    // read three gradients
+    let products = (problem.rows() * heads * key_dim * value_dim) as f64;
+    let (bytes, times) = match pass {
+        "fwd" => (forward, 4.0),
+        "decode" => (forward + 2 * state_size * problem.state_len(), 4.0),
         // the inputs and do once more, and the gradients
-        _ => 2 * forward + 2 * keys * size + gate + values * size,
+        _ => (2 * forward + 2 * keys * size + gate + values * size, 14.0),
+    };
+    Work { bytes: bytes as f64, operations: times * products }
+}
+
+#[cube(launch_unchecked)]
+fn copy_kernel(x: &[Vector<f32, Const<4>>], out: &mut [Vector<f32, Const<4>>]) {
+    let stride = CUBE_COUNT * CUBE_DIM as usize;
+    for at in range_stepped(ABSOLUTE_POS, x.len(), stride) {
+        out[at] = x[at];
     }
+}
+
+/// GB/s of a copy of buffers that no cache holds.
+fn copy_gbps(client: &Client) -> Result<f64> {
+    let bytes = (1usize << 29).min(client.properties().memory.max_page_size as usize);
+    let (x, out) = (client.empty(bytes), client.empty(bytes));
+    let call = || {
+        // SAFETY: the kernel stays inside its buffers, which have this length.
+        unsafe {
+            copy_kernel::launch_unchecked(
+                client,
+                CubeCount::Static(1 << 12, 1, 1),
+                CubeDim::new_1d(256),
+                BufferArg::from_raw_parts(x.clone(), bytes / 16),
+                BufferArg::from_raw_parts(out.clone(), bytes / 16),
+            );
+        }
+    };
+    call();
+    // a launch that failed shows here
+    read(client, out.clone().offset_end((bytes - 16) as u64), f32::elem_type_native())?;
+    Ok(2.0 * bytes as f64 / median_ms(client, call) / 1e6)
 }
 
 /// The tensors of a call.

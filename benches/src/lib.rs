@@ -1,8 +1,10 @@
 //! Timing of launches: synced, warmed, of outputs that were checked; and the rows that are kept.
 
+mod lines;
 mod plot;
 mod rows;
 
+pub use lines::lines;
 pub use plot::svg;
 pub use rows::*;
 

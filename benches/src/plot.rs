@@ -72,20 +72,23 @@ pub fn svg(title: &str, rows: &[Row]) -> String {
     out
 }
 
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Work;
+
+    const WORK: Work = Work { bytes: 1.0, operations: 1.0 };
 
     #[test]
     fn rows_with_peers_are_drawn() {
         let shape = "8,2048,4,128,256".parse().unwrap();
-        let mut with = Row::new("vector", "fwd", shape, "bf16", 0.2, 1, "");
+        let mut with = Row::new("vector", "fwd", shape, "bf16", 0.2, WORK, "");
         (with.peer, with.peer_ms) = (Some("a & b".into()), Some(2.0));
-        let without = Row::new("none", "fwd", shape, "bf16", 0.3, 1, "");
+        let without = Row::new("none", "fwd", shape, "bf16", 0.3, WORK, "");
         let text = svg("times", &[with, without]);
         assert!(text.starts_with("<svg") && text.trim_end().ends_with("</svg>"));
         assert_eq!(text.matches("8,2048,4,128,256").count(), 1);

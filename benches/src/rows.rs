@@ -74,6 +74,10 @@ pub struct Row {
     pub ratio: Option<f64>,
     /// Bytes that the pass cannot do without, per second.
     pub gbps: f64,
+    /// Operations of the recurrence, whatever the form does on top, per second.
+    pub tflops: f64,
+    /// Share of the time that these bytes and operations take at the measured ceilings.
+    pub roofline: Option<f64>,
     /// MiB that the device's pool holds for the call, its tensors included.
     pub peak_mib: Option<f64>,
     /// Day of the run.
@@ -88,7 +92,7 @@ impl Row {
         shape: Shape,
         dtype: &str,
         ms: f64,
-        bytes: usize,
+        work: Work,
         date: &str,
     ) -> Self {
         Row {
@@ -103,11 +107,39 @@ impl Row {
             peer: None,
             peer_ms: None,
             ratio: None,
-            gbps: (bytes as f64 / ms / 1e5).round() / 10.0,
+            gbps: (work.bytes / ms / 1e5).round() / 10.0,
+            tflops: (work.operations / ms / 1e8).round() / 10.0,
+            roofline: None,
             peak_mib: None,
             date: date.into(),
         }
     }
+}
+
+/// What a pass cannot do without.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    /// Each input read and each output written once.
+    pub bytes: f64,
+    /// Multiplications and additions of the recurrence.
+    pub operations: f64,
+}
+
+impl Work {
+    /// Milliseconds at the ceilings.
+    pub fn floor_ms(&self, ceilings: &Ceilings) -> f64 {
+        let matmul = ceilings.tflops.map_or(0.0, |tflops| self.operations / tflops / 1e9);
+        (self.bytes / ceilings.gbps / 1e6).max(matmul)
+    }
+}
+
+/// What the device was seen to do in the same run.
+#[derive(Clone, Copy, Debug)]
+pub struct Ceilings {
+    /// Copying large buffers, read and written bytes.
+    pub gbps: f64,
+    /// Multiplying large half-precision matrices, if a peer did.
+    pub tflops: Option<f64>,
 }
 
 /// Four digits after the point.
@@ -123,6 +155,9 @@ impl fmt::Display for Row {
             f,
             "{gate:6} {pass:6} {shape:20} {dtype:4} {plan} {instruction} {ms:9.4} ms {gbps:8.1} GB/s"
         )?;
+        if let Some(roofline) = self.roofline {
+            write!(f, " {:3.0} %", 100.0 * roofline)?;
+        }
         match (&self.peer, self.ratio) {
             (Some(peer), Some(ratio)) => write!(f, "  {ratio:.2}x {peer}"),
             _ => Ok(()),
@@ -136,13 +171,18 @@ pub struct Peers(Vec<Peer>);
 
 /// One time of a peer, as `peers.py` writes it.
 #[derive(Clone, Debug, Deserialize)]
-struct Peer {
-    name: String,
-    gate: String,
-    pass: String,
+pub struct Peer {
+    /// Who.
+    pub name: String,
+    /// The kind of gate.
+    pub gate: String,
+    /// `fwd`, `fwdbwd` or `decode`; `matmul` for the ceiling, sizes `T x K` by `K x V`.
+    pub pass: String,
+    /// Sizes.
     #[serde(flatten)]
-    shape: Shape,
-    ms: f64,
+    pub shape: Shape,
+    /// Median.
+    pub ms: f64,
 }
 
 impl Peers {
@@ -154,6 +194,21 @@ impl Peers {
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
         Ok(Peers(serde_json::from_str(&text).with_context(|| path.display().to_string())?))
+    }
+
+    /// All of them.
+    pub fn all(&self) -> &[Peer] {
+        &self.0
+    }
+
+    /// TFLOP/s of the largest matrix product that was timed.
+    pub fn matmul_tflops(&self) -> Option<f64> {
+        let products = self.0.iter().filter(|peer| peer.pass == "matmul");
+        let speed = |peer: &Peer| {
+            let Shape { time, key_dim, value_dim, .. } = peer.shape;
+            2.0 * (time * key_dim * value_dim) as f64 / peer.ms / 1e9
+        };
+        products.map(speed).reduce(f64::max)
     }
 
     /// The row beside the fastest peer of its gate, pass and shape.
@@ -197,10 +252,16 @@ mod tests {
         std::fs::write(file.path(), format!("[{}]", peers.join(","))).unwrap();
         let peers = Peers::read(file.path()).unwrap();
         let shape: Shape = "1,2,3,4,5".parse().unwrap();
-        let row = Row::new("none", "fwd", shape, "bf16", 4.0, 8_000_000, "");
+        let work = Work { bytes: 8e6, operations: 4e9 };
+        let row = Row::new("none", "fwd", shape, "bf16", 4.0, work, "");
         let row = peers.beside(row);
         assert_eq!((row.peer.as_deref(), row.ratio, row.gbps), (Some("b"), Some(0.5), 2.0));
-        let alone = peers.beside(Row::new("vector", "fwd", shape, "bf16", 4.0, 8, ""));
+        assert_eq!(row.tflops, 1.0);
+        let ceilings = Ceilings { gbps: 8.0, tflops: Some(8.0) };
+        assert_eq!(work.floor_ms(&ceilings), 1.0);
+        assert_eq!(work.floor_ms(&Ceilings { tflops: Some(2.0), ..ceilings }), 2.0);
+        assert_eq!(peers.matmul_tflops(), None);
+        let alone = peers.beside(Row::new("vector", "fwd", shape, "bf16", 4.0, work, ""));
         assert_eq!(alone.peer, None);
         write_rows(file.path(), &[row, alone]).unwrap();
         let text = std::fs::read_to_string(file.path()).unwrap();
