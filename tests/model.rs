@@ -4,7 +4,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use gla_burn::{GlaTransformer, GlaTransformerConfig};
+use gla_burn::{GlaTransformer, GlaTransformerConfig, Mixer};
 use gla_kernels::eval::{ABS_FLOOR, check};
 use gla_tests::{devices, values};
 
@@ -20,7 +20,7 @@ fn outputs(model: &GlaTransformer, device: &Device) -> Vec<(&'static str, Vec<f6
     let logits = model.forward(ids(device));
     let loss = logits.clone().powf_scalar(2.0).mean();
     let grads = loss.backward();
-    let attention = &model.layers[0].attn;
+    let Mixer::Gla(attention) = &model.layers[0].attn;
     let matrix = |x: &Tensor<2>| values(x.grad(&grads).expect("a parameter has a gradient"));
     vec![
         ("logits", values(logits)),

@@ -3,15 +3,14 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 
 use super::{
-    GatedLinearAttention, GatedLinearAttentionConfig, GlaMlp, GlaMlpConfig, LayerState, RmsNorm,
-    RmsNormConfig,
+    GlaMlp, GlaMlpConfig, LayerState, Mixer, MixerConfig, RmsNorm, RmsNormConfig, SequenceLayout,
 };
 
 /// Configuration to create a [`GlaBlock`] using the [init function](GlaBlockConfig::init).
 #[derive(Config, Debug)]
 pub struct GlaBlockConfig {
-    /// The attention layer.
-    pub attn: GatedLinearAttentionConfig,
+    /// The sequence mixer.
+    pub attn: MixerConfig,
     /// The feed-forward layer.
     pub mlp: GlaMlpConfig,
     /// Epsilon of the two norms before them. Default: 1e-6
@@ -26,7 +25,7 @@ impl GlaBlockConfig {
     ///
     /// Panics if the layers differ in `hidden_size`, and as their own `init`.
     pub fn init(&self, device: &Device) -> GlaBlock {
-        let hidden = self.attn.hidden_size;
+        let hidden = self.attn.hidden_size();
         assert!(
             self.mlp.hidden_size == hidden,
             "GlaBlockConfig: mlp.hidden_size = {} must be attn.hidden_size = {hidden}",
@@ -48,19 +47,19 @@ impl GlaBlockConfig {
     ///
     /// As the `init` of the layers.
     pub fn num_params(&self) -> usize {
-        self.attn.num_params() + self.mlp.num_params() + 2 * self.attn.hidden_size
+        self.attn.num_params() + self.mlp.num_params() + 2 * self.attn.hidden_size()
     }
 }
 
-/// Pre-norm block: `R = X + GLA(norm(X))`, `Y = R + MLP(norm(R))`.
+/// Pre-norm block: `R = X + Mixer(norm(X))`, `Y = R + MLP(norm(R))`.
 ///
 /// Should be created using [`GlaBlockConfig`].
 #[derive(Module, Debug)]
 pub struct GlaBlock {
-    /// Norm before the attention layer.
+    /// Norm before the mixer.
     pub attn_norm: RmsNorm,
-    /// The attention layer.
-    pub attn: GatedLinearAttention,
+    /// The sequence mixer: gated linear attention, or what stands in its place.
+    pub attn: Mixer,
     /// Norm before the feed-forward layer.
     pub mlp_norm: RmsNorm,
     /// The feed-forward layer.
@@ -77,9 +76,9 @@ impl GlaBlock {
     ///
     /// # Panics
     ///
-    /// As [`GatedLinearAttention::forward`].
-    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let mixed = self.attn.forward(self.attn_norm.forward(x.clone()));
+    /// As [`Mixer::forward`].
+    pub fn forward(&self, x: Tensor<3>, layout: &SequenceLayout) -> Tensor<3> {
+        let mixed = self.attn.forward(self.attn_norm.forward(x.clone()), layout);
         self.feed_forward(x, mixed)
     }
 
@@ -92,10 +91,15 @@ impl GlaBlock {
     ///
     /// # Panics
     ///
-    /// As [`GatedLinearAttention::prefill`].
-    pub fn prefill(&self, x: Tensor<3>, state: &mut LayerState) -> Tensor<3> {
+    /// As [`Mixer::prefill`].
+    pub fn prefill(
+        &self,
+        x: Tensor<3>,
+        layout: &SequenceLayout,
+        state: &mut LayerState,
+    ) -> Tensor<3> {
         let normed = self.attn_norm.forward(x.clone());
-        let mixed = self.attn.prefill(normed, state);
+        let mixed = self.attn.prefill(normed, layout, state);
         self.feed_forward(x, mixed)
     }
 
@@ -108,13 +112,13 @@ impl GlaBlock {
     ///
     /// # Panics
     ///
-    /// As [`GatedLinearAttention::step`].
+    /// As [`Mixer::step`].
     pub fn step(&self, x: Tensor<2>, state: &mut LayerState) -> Tensor<2> {
         let mixed = self.attn.step(self.attn_norm.forward(x.clone()), state);
         self.feed_forward(x, mixed)
     }
 
-    /// Adds the attention's output to its input, then the feed-forward layer's.
+    /// Adds the mixer's output to its input, then the feed-forward layer's.
     fn feed_forward<const D: usize>(&self, x: Tensor<D>, mixed: Tensor<D>) -> Tensor<D> {
         let dtype = x.dtype();
         // the norm sees the sum before it is rounded to the model's dtype

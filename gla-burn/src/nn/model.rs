@@ -6,7 +6,7 @@ use burn::tensor::{Device, Int, Tensor, module::linear};
 use super::init::{normal, projection};
 use super::{
     FeatureMap, GatedLinearAttentionConfig, GlaBlock, GlaBlockConfig, GlaMlpConfig, GlaState,
-    GlaStateError, RmsNorm, RmsNormConfig,
+    GlaStateError, LayerPlace, MixerConfig, RmsNorm, RmsNormConfig, SequenceLayout,
 };
 
 /// Configuration to create a [`GlaTransformer`] using the [init
@@ -65,6 +65,10 @@ pub struct GlaTransformerConfig {
     pub clamp_min: Option<f64>,
     /// Map of queries and keys.
     pub feature_map: Option<FeatureMap>,
+    /// What stands in the place of gated linear attention in all blocks. The width, the epsilon of
+    /// the norms and the initial weights are the model's, whatever it says; the fields above that
+    /// are about gated linear attention are then without effect.
+    pub mixer: Option<MixerConfig>,
 }
 
 impl GlaTransformerConfig {
@@ -75,20 +79,50 @@ impl GlaTransformerConfig {
     /// Panics if the sizes do not fit each other, see [`GatedLinearAttentionConfig::init`].
     pub fn init(&self, device: &Device) -> GlaTransformer {
         let (vocab, hidden, std) = (self.vocab_size, self.hidden_size, self.initializer_range);
-        let block = self.block();
         GlaTransformer {
             embeddings: EmbeddingConfig::new(vocab, hidden)
                 .with_initializer(normal(std))
                 .init(device),
-            layers: (0..self.num_hidden_layers).map(|_| block.init(device)).collect(),
+            layers: self.blocks().map(|block| block.init(device)).collect(),
             norm: RmsNormConfig::new(hidden).with_epsilon(self.norm_eps).init(device),
             lm_head: (!self.tie_word_embeddings).then(|| projection(hidden, vocab, std, device)),
         }
     }
 
-    /// Configuration of each block.
-    pub fn block(&self) -> GlaBlockConfig {
-        let attn = GatedLinearAttentionConfig {
+    /// Configurations of the blocks, in order.
+    pub fn blocks(&self) -> impl Iterator<Item = GlaBlockConfig> {
+        (0..self.num_hidden_layers).map(|layer| self.block(layer))
+    }
+
+    /// Configuration of block `layer`.
+    ///
+    /// # Panics
+    ///
+    /// Panics if there is no such block.
+    pub fn block(&self, layer: usize) -> GlaBlockConfig {
+        assert!(
+            layer < self.num_hidden_layers,
+            "GlaTransformerConfig: layer = {layer} must be below num_hidden_layers = {}",
+            self.num_hidden_layers
+        );
+        let place = LayerPlace {
+            hidden_size: self.hidden_size,
+            norm_eps: self.norm_eps,
+            initializer_range: self.initializer_range,
+        };
+        let mixer = self.mixer.clone().unwrap_or_else(|| MixerConfig::Gla(self.attention()));
+        let mlp = GlaMlpConfig {
+            hidden_size: self.hidden_size,
+            hidden_ratio: self.hidden_ratio,
+            intermediate_size: self.intermediate_size,
+            initializer_range: self.initializer_range,
+        };
+        GlaBlockConfig::new(mixer.at(place), mlp).with_norm_eps(self.norm_eps)
+    }
+
+    /// The layers of gated linear attention.
+    fn attention(&self) -> GatedLinearAttentionConfig {
+        GatedLinearAttentionConfig {
             hidden_size: self.hidden_size,
             num_heads: self.num_heads,
             num_kv_heads: self.num_kv_heads,
@@ -103,14 +137,7 @@ impl GlaTransformerConfig {
             gate_low_rank_dim: self.gate_low_rank_dim,
             clamp_min: self.clamp_min,
             initializer_range: self.initializer_range,
-        };
-        let mlp = GlaMlpConfig {
-            hidden_size: self.hidden_size,
-            hidden_ratio: self.hidden_ratio,
-            intermediate_size: self.intermediate_size,
-            initializer_range: self.initializer_range,
-        };
-        GlaBlockConfig::new(attn, mlp).with_norm_eps(self.norm_eps)
+        }
     }
 
     /// Number of parameters of the model, without making it; a tied embedding counts once.
@@ -121,7 +148,8 @@ impl GlaTransformerConfig {
     pub fn num_params(&self) -> usize {
         let embeddings = self.vocab_size * self.hidden_size;
         let tables = if self.tie_word_embeddings { 1 } else { 2 };
-        tables * embeddings + self.num_hidden_layers * self.block().num_params() + self.hidden_size
+        let blocks: usize = self.blocks().map(|block| block.num_params()).sum();
+        tables * embeddings + blocks + self.hidden_size
     }
 }
 
@@ -159,9 +187,42 @@ impl GlaTransformer {
     /// - ids: `[B, T]`
     /// - output: `[B, T, hidden_size]`
     pub fn hidden(&self, ids: Tensor<2, Int>) -> Tensor<3> {
-        let x = self.embeddings.forward(ids);
-        let x = self.layers.iter().fold(x, |x, layer| layer.forward(x));
-        self.norm.forward(x)
+        self.hidden_with(ids, &SequenceLayout::rows())
+    }
+
+    /// [`forward`](Self::forward) of sequences that are packed or padded as `layout` says.
+    ///
+    /// # Shapes
+    ///
+    /// - ids: `[B, T]`
+    /// - output: `[B, T, vocab_size]`, 0 where the layout has padding
+    ///
+    /// # Panics
+    ///
+    /// Panics if the layout is not of `ids`.
+    pub fn forward_with(&self, ids: Tensor<2, Int>, layout: &SequenceLayout) -> Tensor<3> {
+        self.logits(self.hidden_with(ids, layout))
+    }
+
+    /// [`hidden`](Self::hidden) of sequences that are packed or padded as `layout` says.
+    ///
+    /// # Shapes
+    ///
+    /// - ids: `[B, T]`
+    /// - output: `[B, T, hidden_size]`, 0 where the layout has padding
+    ///
+    /// # Panics
+    ///
+    /// Panics if the layout is not of `ids`.
+    pub fn hidden_with(&self, ids: Tensor<2, Int>, layout: &SequenceLayout) -> Tensor<3> {
+        let [batch, tokens] = ids.dims();
+        layout.check("GlaTransformer", [batch, tokens]);
+        // padding leaves once, before the first layer
+        layout.without_padding(ids.unsqueeze_dim(2), |ids, layout| {
+            let x = self.embeddings.forward(ids.squeeze_dim(2));
+            let x = self.layers.iter().fold(x, |x, layer| layer.forward(x, layout));
+            self.norm.forward(x)
+        })
     }
 
     /// The output projection.
@@ -206,14 +267,55 @@ impl GlaTransformer {
     ///
     /// Panics if `state` is not of this model and batch size.
     pub fn prefill_hidden(&self, ids: Tensor<2, Int>, state: &mut GlaState) -> Tensor<3> {
-        let [_, tokens] = ids.dims();
+        self.prefill_hidden_with(ids, &SequenceLayout::rows(), state)
+    }
+
+    /// [`prefill`](Self::prefill) of tokens that are packed or padded as `layout` says: prompts of
+    /// different lengths, for example. A sequence without tokens keeps its state.
+    ///
+    /// # Shapes
+    ///
+    /// - ids: `[B, T]`, `T >= 1`
+    /// - output: `[B, T, vocab_size]`, 0 where the layout has padding
+    ///
+    /// # Panics
+    ///
+    /// Panics if `layout` or `state` is not of this model and batch.
+    pub fn prefill_with(
+        &self,
+        ids: Tensor<2, Int>,
+        layout: &SequenceLayout,
+        state: &mut GlaState,
+    ) -> Tensor<3> {
+        self.logits(self.prefill_hidden_with(ids, layout, state))
+    }
+
+    /// [`prefill_with`](Self::prefill_with) up to the output projection.
+    ///
+    /// # Shapes
+    ///
+    /// - ids: `[B, T]`, `T >= 1`
+    /// - output: `[B, T, hidden_size]`, 0 where the layout has padding
+    ///
+    /// # Panics
+    ///
+    /// Panics if `layout` or `state` is not of this model and batch.
+    pub fn prefill_hidden_with(
+        &self,
+        ids: Tensor<2, Int>,
+        layout: &SequenceLayout,
+        state: &mut GlaState,
+    ) -> Tensor<3> {
+        let [batch, tokens] = ids.dims();
+        layout.check("GlaTransformer", [batch, tokens]);
         self.expect_layers(state);
-        let mut x = self.embeddings.forward(ids);
-        for (layer, state) in self.layers.iter().zip(&mut state.layers) {
-            x = layer.prefill(x, state);
-        }
-        state.seen += tokens;
-        self.norm.forward(x)
+        layout.without_padding(ids.unsqueeze_dim(2), |ids, layout| {
+            let mut x = self.embeddings.forward(ids.squeeze_dim(2));
+            for (layer, state) in self.layers.iter().zip(&mut state.layers) {
+                x = layer.prefill(x, layout, state);
+            }
+            self.norm.forward(x)
+        })
     }
 
     /// Logits after the next token of sequences whose past is in `state`, which is updated.
@@ -232,17 +334,13 @@ impl GlaTransformer {
         for (layer, state) in self.layers.iter().zip(&mut state.layers) {
             x = layer.step(x, state);
         }
-        state.seen += 1;
         self.logits(self.norm.forward(x))
     }
 
     /// The state before the first token of `batch` sequences.
     pub fn init_state(&self, batch: usize, device: &Device) -> GlaState {
         let layers = self.layers.iter();
-        GlaState {
-            layers: layers.map(|layer| layer.attn.init_state(batch, device)).collect(),
-            seen: 0,
-        }
+        GlaState { layers: layers.map(|layer| layer.attn.init_state(batch, device)).collect() }
     }
 
     /// Checks that a state, for example a loaded one, is of this model.

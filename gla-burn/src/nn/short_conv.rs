@@ -3,7 +3,9 @@ use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::tensor::activation::silu;
 use burn::tensor::{DType, Device, Tensor, assert_shape};
 
+use super::SequenceLayout;
 use super::init::normal;
+use super::layout::Packed;
 
 /// Configuration to create a [`ShortConv`] layer using the [init function](ShortConvConfig::init).
 #[derive(Config, Debug)]
@@ -68,16 +70,7 @@ impl ShortConv {
         let [channels, _, kernel_size] = self.weight.dims();
         assert_shape!(x, [.., channels]);
 
-        let [batch, ..] = x.dims();
-        // no zero-sized tensors: not every back-end takes them
-        let inputs = match kernel_size - 1 {
-            0 => x,
-            past => {
-                let zeros = Tensor::zeros([batch, past, channels], (&x.device(), x.dtype()));
-                Tensor::cat(vec![zeros, x], 1)
-            }
-        };
-        self.convolve(inputs)
+        self.convolve(before(x, kernel_size - 1), None)
     }
 
     /// Convolves the next tokens of sequences whose last inputs are in `cache`, and updates it.
@@ -118,11 +111,44 @@ impl ShortConv {
             }
         };
         *cache = last.swap_dims(1, 2);
-        self.convolve(inputs)
+        self.convolve(inputs, None)
     }
 
-    /// `[B, W - 1 + T, D]` to `[B, T, D]`.
-    fn convolve(&self, inputs: Tensor<3>) -> Tensor<3> {
+    /// [`forward`](Self::forward), or [`forward_cached`](Self::forward_cached) if there is a cache,
+    /// of sequences that lie as `layout` says, which has no padding.
+    pub(super) fn forward_with(
+        &self,
+        x: Tensor<3>,
+        layout: &SequenceLayout,
+        cache: Option<&mut Tensor<3>>,
+    ) -> Tensor<3> {
+        match (layout.as_packed(), cache) {
+            (None, None) => self.forward(x),
+            (None, Some(cache)) => self.forward_cached(x, cache),
+            (Some(packed), None) => {
+                let [channels, _, kernel_size] = self.weight.dims();
+                assert_shape!(x, [.., channels]);
+                self.convolve(before(x, kernel_size - 1), Some(packed))
+            }
+            (Some(packed), Some(cache)) => {
+                let (mut outputs, mut caches) = (Vec::new(), Vec::new());
+                for (n, tokens) in packed.ranges().enumerate() {
+                    let mut cached = cache.clone().narrow(0, n, 1);
+                    if !tokens.is_empty() {
+                        let piece = x.clone().narrow(1, tokens.start, tokens.len());
+                        outputs.push(self.forward_cached(piece, &mut cached));
+                    }
+                    caches.push(cached);
+                }
+                *cache = Tensor::cat(caches, 0);
+                Tensor::cat(outputs, 1)
+            }
+        }
+    }
+
+    /// `[B, W - 1 + T, D]` to `[B, T, D]`. Tokens of packed sequences do not see those before their
+    /// own sequence.
+    fn convolve(&self, inputs: Tensor<3>, packed: Option<&Packed>) -> Tensor<3> {
         let [channels, _, kernel_size] = self.weight.dims();
         let [_, length, _] = inputs.dims();
         let tokens = length + 1 - kernel_size;
@@ -132,11 +158,30 @@ impl ShortConv {
         let weight = self.weight.val().cast(DType::F32);
         let tap = |j: usize| {
             let weight = weight.clone().narrow(2, j, 1).reshape([1, 1, channels]);
-            inputs.clone().narrow(1, j, tokens) * weight
+            let product = inputs.clone().narrow(1, j, tokens) * weight;
+            match packed.filter(|_| j + 1 < kernel_size) {
+                None => product,
+                Some(packed) => {
+                    let past = (kernel_size - 1 - j) as i64;
+                    let seen = packed.positions.clone().greater_equal_elem(past);
+                    product * seen.float().reshape([1, tokens, 1])
+                }
+            }
         };
         let sum = (1..kernel_size).fold(tap(0), |sum, j| sum + tap(j));
         silu(sum).cast(dtype)
     }
+}
+
+/// `past` zeros before the tokens of `x`.
+fn before(x: Tensor<3>, past: usize) -> Tensor<3> {
+    // no zero-sized tensors: not every back-end takes them
+    if past == 0 {
+        return x;
+    }
+    let [batch, _, channels] = x.dims();
+    let zeros = Tensor::zeros([batch, past, channels], (&x.device(), x.dtype()));
+    Tensor::cat(vec![zeros, x], 1)
 }
 
 impl ModuleDisplay for ShortConv {

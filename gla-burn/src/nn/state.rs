@@ -2,12 +2,15 @@ use std::path::PathBuf;
 
 use burn::tensor::{DType, Device, Tensor};
 
+use super::SequenceLayout;
+
 /// Decoding state of a [`GlaTransformer`](super::GlaTransformer): all that it remembers of the
 /// tokens seen.
 ///
-/// A plain value of constant size, whatever the number of tokens. Clone it to branch a conversation
-/// or to share a prefix (tensors are reference-counted, nothing is copied until a branch is
-/// stepped); save it to resume later.
+/// A plain value. Its size is constant, whatever the number of tokens, but for layers of softmax
+/// attention without a window, which remember every token. Clone it to branch a conversation or to
+/// share a prefix (tensors are reference-counted, nothing is copied until a branch is stepped); save
+/// it to resume later.
 ///
 /// A model that panics halfway leaves a state of which some layers have seen the token: go on with a
 /// clone from before. A layer that panicked in its recurrence has none left, and the next call
@@ -16,31 +19,45 @@ use burn::tensor::{DType, Device, Tensor};
 pub struct GlaState {
     /// One state per layer.
     pub layers: Vec<LayerState>,
-    /// Tokens seen per sequence.
-    pub seen: usize,
 }
 
-/// Decoding state of one [`GatedLinearAttention`](super::GatedLinearAttention) layer.
+/// Decoding state of one mixer, whatever its kind: what a kind has no use for is absent.
 ///
 /// Its tensors are without autodiff, whatever the model is on: `prefill` over consecutive segments
-/// is truncated backpropagation through time.
-#[derive(Clone, Debug)]
+/// is truncated backpropagation through time. The first axis of all is the sequence. Code that does
+/// the same to all of them uses [`merge`](Self::merge).
+#[derive(Clone, Debug, Default)]
 pub struct LayerState {
+    /// Tokens seen by each sequence.
+    pub seen: Vec<usize>,
     /// Recurrent state, `[B, num_heads, head_k_dim, head_v_dim]` f32.
     ///
     /// The layer takes it out while it runs, so that a step can update it in place. `None` is what
-    /// a panic in between leaves: no layer accepts it.
+    /// a panic in between leaves: no layer that has one accepts it.
     pub recurrent: Option<Tensor<4>>,
-    /// Last inputs of the short convolutions of queries, keys and values, each
-    /// `[B, channels, conv_size]`, oldest first. `None` for a layer without them.
-    pub conv: Option<[Tensor<3>; 3]>,
+    /// Last inputs of the short convolutions, each `[B, channels, conv_size]`, oldest first. Queries,
+    /// keys and values, in this order, or the only one.
+    pub conv: [Option<Tensor<3>>; 3],
+    /// Keys of softmax attention, rotated, `[B, L, num_kv_heads, head_dim]`, newest last.
+    ///
+    /// A sequence that has seen fewer than `L` tokens has the rest in front, unread. `None` before
+    /// the first token.
+    pub keys: Option<Tensor<4>>,
+    /// Values of softmax attention, as `keys`.
+    pub values: Option<Tensor<4>>,
 }
 
-/// Shapes of a [`LayerState`].
-#[derive(Clone, Copy, Debug)]
-pub(super) struct LayerStateShape {
-    pub recurrent: [usize; 4],
-    pub conv: Option<[[usize; 3]; 3]>,
+/// What a mixer expects of a [`LayerState`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LayerStateShape {
+    /// Number of sequences.
+    pub batch: usize,
+    /// Heads and their key and value widths.
+    pub recurrent: Option<[usize; 3]>,
+    /// Channels and kernel size of each convolution.
+    pub conv: [Option<[usize; 2]>; 3],
+    /// Heads and head width of keys and values.
+    pub keys_values: Option<[usize; 2]>,
 }
 
 /// What can be wrong with a state or with the file that holds it.
@@ -78,6 +95,14 @@ pub enum GlaStateError {
         /// Layers of the model.
         expected: usize,
     },
+    /// The number of sequences differs from the input's, or between layers.
+    #[error("the state is of {found} sequences, expected {expected}")]
+    Batch {
+        /// Sequences in the state.
+        found: usize,
+        /// Sequences in the input, or in the first layer.
+        expected: usize,
+    },
     /// A tensor has a shape that the layer cannot use.
     #[error("{tensor} of the state has shape {found:?}, the layer needs {expected:?}")]
     Shape {
@@ -98,72 +123,184 @@ pub enum GlaStateError {
     },
 }
 
+/// What the second axis of a tensor in a [`LayerState`] means; the first is the sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateAxis {
+    /// A width of the layer: the same in all states of a layer.
+    Width,
+    /// Time, the newest token last. States of one layer may differ here; what is to be joined is
+    /// filled up in front.
+    Time,
+}
+
+/// One thing done to everything in states, see [`LayerState::merge`].
+pub trait StateVisitor {
+    /// Makes one tensor from those of this `name` in the given states. Absent if there was none.
+    fn tensor<const D: usize>(
+        &mut self,
+        name: &str,
+        axis: StateAxis,
+        parts: Vec<Option<Tensor<D>>>,
+    ) -> Option<Tensor<D>>;
+
+    /// Makes one count per sequence from those of this `name` in the given states.
+    fn counts(&mut self, name: &str, parts: Vec<Vec<usize>>) -> Vec<usize>;
+}
+
 impl GlaState {
-    /// Sequences in the state, 0 for a state without tensors.
+    /// Tokens seen by each sequence.
+    pub fn seen(&self) -> &[usize] {
+        self.layers.first().map_or(&[], |layer| &layer.seen)
+    }
+
+    /// Number of sequences.
     pub fn batch(&self) -> usize {
-        let first = self.layers.first().and_then(|l| l.recurrent.as_ref());
-        first.map_or(0, |state| state.dims()[0])
+        self.seen().len()
     }
 
     /// Bytes that the tensors of the state take.
     pub fn num_bytes(&self) -> usize {
-        self.layers.iter().map(LayerState::num_bytes).sum()
+        let mut bytes = Bytes(0);
+        for layer in &self.layers {
+            LayerState::merge(vec![layer.clone()], &mut bytes);
+        }
+        bytes.0
     }
 }
 
 impl LayerState {
+    /// Builds a state from everything in the given ones, one kind of thing after the other: the one
+    /// place that knows all kinds.
+    ///
+    /// No state, and the visitor makes everything: loading. One: a map, or a visit that gives the
+    /// parts back. Several: joining batches.
+    pub fn merge(parts: Vec<Self>, visitor: &mut impl StateVisitor) -> Self {
+        // fields by value: a tensor that nobody else holds can be changed in place
+        let mut rest = (Vec::new(), Vec::new(), [const { Vec::new() }; 3], Vec::new(), Vec::new());
+        for Self { seen, recurrent, conv, keys, values } in parts {
+            rest.0.push(seen);
+            rest.1.push(recurrent);
+            rest.2.iter_mut().zip(conv).for_each(|(parts, conv)| parts.push(conv));
+            rest.3.push(keys);
+            rest.4.push(values);
+        }
+        let (seen, recurrent, [first, second, third], keys, values) = rest;
+        Self {
+            seen: visitor.counts("seen", seen),
+            recurrent: visitor.tensor("recurrent", StateAxis::Width, recurrent),
+            conv: [
+                visitor.tensor("conv.0", StateAxis::Width, first),
+                visitor.tensor("conv.1", StateAxis::Width, second),
+                visitor.tensor("conv.2", StateAxis::Width, third),
+            ],
+            keys: visitor.tensor("keys", StateAxis::Time, keys),
+            values: visitor.tensor("values", StateAxis::Time, values),
+        }
+    }
+
     /// The state before the first token.
     pub(super) fn zeros(shape: &LayerStateShape, dtype: DType, device: &Device) -> Self {
         let device = &device.clone().without_autodiff();
+        let batch = shape.batch;
         Self {
-            recurrent: Some(Tensor::zeros(shape.recurrent, (device, DType::F32))),
-            conv: shape
-                .conv
-                .map(|shapes| shapes.map(|shape| Tensor::zeros(shape, (device, dtype)))),
+            seen: vec![0; batch],
+            recurrent: shape.recurrent.map(|[heads, k_dim, v_dim]| {
+                Tensor::zeros([batch, heads, k_dim, v_dim], (device, DType::F32))
+            }),
+            conv: shape.conv.map(|conv| {
+                let [channels, size] = conv?;
+                Some(Tensor::zeros([batch, channels, size], (device, dtype)))
+            }),
+            keys: None,
+            values: None,
         }
     }
 
-    /// Compares the tensors with what a layer needs.
+    /// Compares the state with what a layer needs.
     pub(super) fn check(&self, expected: &LayerStateShape) -> Result<(), GlaStateError> {
-        let Some(recurrent) = &self.recurrent else {
-            return Err(GlaStateError::Presence { tensor: "recurrent".into(), found: false });
-        };
-        check_shape("recurrent", recurrent, &expected.recurrent)?;
-        match (&self.conv, &expected.conv) {
-            (None, None) => Ok(()),
-            (Some(found), Some(expected)) => {
-                let names = ["conv.q", "conv.k", "conv.v"];
-                let mut tensors = names.iter().zip(found).zip(expected);
-                tensors.try_for_each(|((name, found), expected)| check_shape(name, found, expected))
-            }
-            (found, _) => {
-                Err(GlaStateError::Presence { tensor: "conv".into(), found: found.is_some() })
-            }
+        let batch = expected.batch;
+        if self.seen.len() != batch {
+            return Err(GlaStateError::Batch { found: self.seen.len(), expected: batch });
         }
+        let recurrent = expected.recurrent.map(|[heads, k, v]| [batch, heads, k, v]);
+        check_tensor("recurrent", &self.recurrent, recurrent)?;
+        for (i, (found, expected)) in self.conv.iter().zip(expected.conv).enumerate() {
+            let expected = expected.map(|[channels, size]| [batch, channels, size]);
+            check_tensor(&format!("conv.{i}"), found, expected)?;
+        }
+        // keys and values grow; before the first token there are none
+        let length = self.keys.as_ref().map(|keys| keys.dims()[1]);
+        let started = length.is_some() || self.seen.iter().any(|&seen| seen > 0);
+        let keys_values = expected.keys_values.filter(|_| started);
+        let keys_values = keys_values.map(|[heads, dim]| [batch, length.unwrap_or(0), heads, dim]);
+        check_tensor("keys", &self.keys, keys_values)?;
+        check_tensor("values", &self.values, keys_values)
     }
 
-    fn num_bytes(&self) -> usize {
-        let recurrent = self.recurrent.iter().map(num_bytes);
-        let conv = self.conv.iter().flatten().map(num_bytes);
-        recurrent.sum::<usize>() + conv.sum::<usize>()
+    /// Counts the tokens of a `[B, T]` batch as seen.
+    pub(super) fn advance(&mut self, layout: &SequenceLayout, dims: [usize; 2]) {
+        let lengths = layout.lengths(dims);
+        self.seen.iter_mut().zip(lengths).for_each(|(seen, length)| *seen += length);
+    }
+
+    /// The state with constants for tensors, also if it was made on an autodiff device.
+    pub(super) fn without_autodiff(self) -> Self {
+        Self::merge(vec![self], &mut Constants)
     }
 }
 
-fn num_bytes<const D: usize>(tensor: &Tensor<D>) -> usize {
-    tensor.shape().num_elements() * tensor.dtype().size()
+/// Takes tensors out of autodiff.
+struct Constants;
+
+impl StateVisitor for Constants {
+    fn tensor<const D: usize>(
+        &mut self,
+        _name: &str,
+        _axis: StateAxis,
+        parts: Vec<Option<Tensor<D>>>,
+    ) -> Option<Tensor<D>> {
+        parts.into_iter().next()?.map(Tensor::without_autodiff)
+    }
+
+    fn counts(&mut self, _name: &str, parts: Vec<Vec<usize>>) -> Vec<usize> {
+        parts.into_iter().next().unwrap_or_default()
+    }
 }
 
-fn check_shape<const D: usize>(
+/// Adds up bytes.
+struct Bytes(usize);
+
+impl StateVisitor for Bytes {
+    fn tensor<const D: usize>(
+        &mut self,
+        _name: &str,
+        _axis: StateAxis,
+        parts: Vec<Option<Tensor<D>>>,
+    ) -> Option<Tensor<D>> {
+        for tensor in parts.iter().flatten() {
+            self.0 += tensor.shape().num_elements() * tensor.dtype().size();
+        }
+        None
+    }
+
+    fn counts(&mut self, _name: &str, _parts: Vec<Vec<usize>>) -> Vec<usize> {
+        Vec::new()
+    }
+}
+
+fn check_tensor<const D: usize>(
     name: &str,
-    found: &Tensor<D>,
-    expected: &[usize; D],
+    found: &Option<Tensor<D>>,
+    expected: Option<[usize; D]>,
 ) -> Result<(), GlaStateError> {
-    if found.dims() == *expected {
-        return Ok(());
+    match (found, expected) {
+        (Some(found), Some(expected)) if found.dims() != expected => Err(GlaStateError::Shape {
+            tensor: name.into(),
+            found: found.dims().to_vec(),
+            expected: expected.to_vec(),
+        }),
+        (Some(_), None) => Err(GlaStateError::Presence { tensor: name.into(), found: true }),
+        (None, Some(_)) => Err(GlaStateError::Presence { tensor: name.into(), found: false }),
+        _ => Ok(()),
     }
-    Err(GlaStateError::Shape {
-        tensor: name.into(),
-        found: found.dims().to_vec(),
-        expected: expected.to_vec(),
-    })
 }

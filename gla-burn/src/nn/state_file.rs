@@ -1,17 +1,16 @@
-//! [`GlaState`] on disk: a burnpack file with the tensors `layers.{i}.recurrent` and
-//! `layers.{i}.conv.{q,k,v}` and the scalars `layers` and `seen`.
+//! [`GlaState`] on disk: a burnpack file with the tensors of each layer, `layers.{i}.` before the
+//! names of [`LayerState::merge`], and the scalar `layers`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::store::bridge;
 use burn::store::burn_pack::{Bytes, Reader, Scalar, Tensor as PackTensor, Writer};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 
-use super::{GlaState, GlaStateError, LayerState};
+use super::{GlaState, GlaStateError, LayerState, StateAxis, StateVisitor};
 
-const FORMAT: (&str, &str) = ("format", "gla-state-1");
-const CONV: [&str; 3] = ["q", "k", "v"];
+const FORMAT: (&str, &str) = ("format", "gla-state-2");
 
 impl GlaState {
     /// Writes the state to `path`.
@@ -21,27 +20,18 @@ impl GlaState {
     ///
     /// # Errors
     ///
-    /// [`GlaStateError::Presence`] if a layer has no recurrent state, [`GlaStateError::Write`] if
-    /// the file cannot be written.
+    /// [`GlaStateError::Write`] if the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), GlaStateError> {
-        let mut tensors = Vec::new();
+        let mut tensors = Tensors { prefix: String::new(), list: Vec::new() };
         for (i, layer) in self.layers.iter().enumerate() {
-            let name = format!("layers.{i}.recurrent");
-            let Some(recurrent) = &layer.recurrent else {
-                return Err(GlaStateError::Presence { tensor: name, found: false });
-            };
-            tensors.push(bridge::from_tensor(recurrent, name, None));
-            for (kind, conv) in CONV.iter().zip(layer.conv.iter().flatten()) {
-                let name = format!("layers.{i}.conv.{kind}");
-                tensors.push(bridge::from_tensor(conv, name, None));
-            }
+            tensors.prefix = format!("layers.{i}.");
+            LayerState::merge(vec![layer.clone()], &mut tensors);
         }
 
         let path = path.as_ref();
-        Writer::new(tensors)
+        Writer::new(tensors.list)
             .with_metadata(FORMAT.0, FORMAT.1)
             .with_scalar("layers", Scalar::from(self.layers.len()))
-            .with_scalar("seen", Scalar::from(self.seen))
             .auto_extension(false)
             .write_to_file(path)
             .map_err(|error| GlaStateError::Write {
@@ -78,64 +68,121 @@ fn read(reader: Reader, device: &Device) -> Result<GlaState, String> {
         let found = format.unwrap_or("none");
         return Err(format!("the format is {found}, expected {}", FORMAT.1));
     }
-    let num_layers = scalar(&reader, "layers")?;
-    let seen = scalar(&reader, "seen")?;
+    let layers = reader.scalars().get("layers").copied();
+    let layers: usize = layers
+        .and_then(|layers| layers.try_into().ok())
+        .ok_or("scalar layers is missing or not a count")?;
     let tensors = reader.into_tensors().map_err(|e| e.to_string())?;
-    let mut tensors = Tensors {
+    let mut named = Named {
+        prefix: String::new(),
         by_name: tensors.into_iter().map(|t| (t.name.clone(), t)).collect(),
         device: device.clone().without_autodiff(),
+        error: None,
     };
 
-    let mut layers = Vec::new();
-    for i in 0..num_layers {
-        let name = format!("layers.{i}.recurrent");
-        let recurrent = tensors.take(&name, Some(DType::F32))?;
-        let recurrent = recurrent.ok_or_else(|| format!("tensor {name} is missing"))?;
-        let [q, k, v] = CONV.map(|kind| tensors.take(&format!("layers.{i}.conv.{kind}"), None));
-        let conv = match (q?, k?, v?) {
-            (None, None, None) => None,
-            (Some(q), Some(k), Some(v)) => Some([q, k, v]),
-            _ => return Err(format!("some of layers.{i}.conv.{{q,k,v}} are missing")),
-        };
-        layers.push(LayerState { recurrent: Some(recurrent), conv });
+    let mut states = Vec::new();
+    for i in 0..layers {
+        named.prefix = format!("layers.{i}.");
+        states.push(LayerState::merge(Vec::new(), &mut named));
+        if let Some(error) = named.error.take() {
+            return Err(error);
+        }
     }
-    match tensors.by_name.keys().next() {
+    match named.by_name.keys().next() {
         Some(name) => Err(format!("tensor {name} is not of a state")),
-        None => Ok(GlaState { layers, seen }),
+        None => Ok(GlaState { layers: states }),
     }
 }
 
-fn scalar(reader: &Reader, name: &str) -> Result<usize, String> {
-    let scalar = reader.scalars().get(name).copied();
-    scalar
-        .and_then(|scalar| scalar.try_into().ok())
-        .ok_or_else(|| format!("scalar {name} is missing or not a count"))
-}
-
+/// Lists what is to be written.
 struct Tensors {
-    by_name: BTreeMap<String, PackTensor>,
-    device: Device,
+    prefix: String,
+    list: Vec<PackTensor>,
 }
 
-impl Tensors {
-    /// Removes a float tensor of rank `D`, and of `dtype` if one is given.
-    fn take<const D: usize>(
+impl StateVisitor for Tensors {
+    fn tensor<const D: usize>(
         &mut self,
         name: &str,
-        dtype: Option<DType>,
-    ) -> Result<Option<Tensor<D>>, String> {
+        _axis: StateAxis,
+        parts: Vec<Option<Tensor<D>>>,
+    ) -> Option<Tensor<D>> {
+        let name = format!("{}{name}", self.prefix);
+        self.list
+            .extend(parts.iter().flatten().map(|t| bridge::from_tensor(t, name.clone(), None)));
+        None
+    }
+
+    fn counts(&mut self, name: &str, parts: Vec<Vec<usize>>) -> Vec<usize> {
+        let counts: Vec<i64> = parts.concat().iter().map(|&count| count as i64).collect();
+        let (name, shape) = (format!("{}{name}", self.prefix), [counts.len()]);
+        self.list.push(bridge::from_data(TensorData::new(counts, shape), name, None));
+        Vec::new()
+    }
+}
+
+/// Hands out what was read; the first thing that is wrong is kept.
+struct Named {
+    prefix: String,
+    by_name: BTreeMap<String, PackTensor>,
+    device: Device,
+    error: Option<String>,
+}
+
+impl Named {
+    fn take(&mut self, name: &str, rank: usize) -> Result<Option<TensorData>, String> {
         let Some(tensor) = self.by_name.remove(name) else {
             return Ok(None);
         };
         let data = bridge::into_data(tensor).map_err(|e| format!("tensor {name}: {e}"))?;
-        let (rank, found) = (data.rank(), data.dtype());
-        if rank != D {
-            return Err(format!("tensor {name} has rank {rank}, expected {D}"));
+        if data.rank() != rank {
+            return Err(format!("tensor {name} has rank {}, expected {rank}", data.rank()));
         }
-        if !found.is_float() || dtype.is_some_and(|dtype| dtype != found) {
-            let expected = dtype.map_or("a float".to_string(), |dtype| format!("{dtype:?}"));
-            return Err(format!("tensor {name} is {found:?}, expected {expected}"));
+        Ok(Some(data))
+    }
+
+    fn tensor_data(&mut self, name: &str, rank: usize) -> Result<Option<TensorData>, String> {
+        let data = self.take(name, rank)?;
+        match data.as_ref().map(TensorData::dtype).filter(|dtype| !dtype.is_float()) {
+            Some(dtype) => Err(format!("tensor {name} is {dtype:?}, expected a float")),
+            None => Ok(data),
         }
-        Ok(Some(Tensor::from_data(data, (&self.device, found))))
+    }
+
+    fn count_data(&mut self, name: &str) -> Result<Vec<usize>, String> {
+        let data = self.take(name, 1)?.ok_or_else(|| format!("tensor {name} is missing"))?;
+        let counts = data.try_into_vec::<i64>().map_err(|e| format!("tensor {name}: {e:?}"))?;
+        let count = |&count: &i64| {
+            usize::try_from(count).map_err(|_| format!("tensor {name} holds the count {count}"))
+        };
+        counts.iter().map(count).collect()
+    }
+
+    /// What a broken file is read as does not matter: it is not handed out.
+    fn keep<T: Default>(&mut self, result: Result<T, String>) -> T {
+        result.unwrap_or_else(|error| {
+            self.error.get_or_insert(error);
+            T::default()
+        })
+    }
+}
+
+impl StateVisitor for Named {
+    fn tensor<const D: usize>(
+        &mut self,
+        name: &str,
+        _axis: StateAxis,
+        _parts: Vec<Option<Tensor<D>>>,
+    ) -> Option<Tensor<D>> {
+        let name = format!("{}{name}", self.prefix);
+        let data = self.tensor_data(&name, D);
+        let data = self.keep(data)?;
+        let dtype = data.dtype();
+        Some(Tensor::from_data(data, (&self.device, dtype)))
+    }
+
+    fn counts(&mut self, name: &str, _parts: Vec<Vec<usize>>) -> Vec<usize> {
+        let counts = self.count_data(&format!("{}{name}", self.prefix));
+        self.keep(counts)
     }
 }

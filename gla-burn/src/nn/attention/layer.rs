@@ -1,10 +1,12 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::nn::Linear;
-use burn::tensor::{Device, Tensor, assert_shape};
+use burn::tensor::{DType, Device, Tensor, assert_shape};
 
-use crate::nn::state::LayerStateShape;
-use crate::nn::{FeatureMap, LayerState, RmsNorm, ShortConv, log_sigmoid};
-use crate::{Gate, GlaOptions, StepGate, gla, gla_step};
+use crate::Gate;
+use crate::nn::mixer::{Mix, Operands, conv_shapes, convolve, mixer_methods, recur};
+use crate::nn::{
+    FeatureMap, LayerState, LayerStateShape, RmsNorm, SequenceLayout, ShortConv, log_sigmoid,
+};
 
 /// Gated linear attention: attention whose memory is a matrix per head that decays by
 /// data-dependent gates.
@@ -64,133 +66,42 @@ pub struct GatedLinearAttention {
     pub feature_map: Option<FeatureMap>,
 }
 
-/// Operands of the op.
-struct Operands {
-    /// `[B, T, H, K]`
-    q: Tensor<4>,
-    /// `[B, T, Hk, K]`
-    k: Tensor<4>,
-    /// `[B, T, Hk, V]`
-    v: Tensor<4>,
-    /// `[B, T, Hk, K]`, f32
-    log_gate: Tensor<4>,
+mixer_methods!(GatedLinearAttention);
+
+impl Mix for GatedLinearAttention {
+    const NAME: &'static str = "GatedLinearAttention";
+
+    fn mix(
+        &self,
+        x: Tensor<3>,
+        layout: &SequenceLayout,
+        mut state: Option<&mut LayerState>,
+    ) -> Tensor<3> {
+        let operands = self.operands(x.clone(), layout, state.as_deref_mut());
+        self.output(recur(operands, layout, state), x)
+    }
+
+    fn state_shape(&self, batch: usize) -> LayerStateShape {
+        LayerStateShape {
+            batch,
+            recurrent: Some([self.num_heads, self.head_k_dim, self.head_v_dim]),
+            conv: conv_shapes([&self.q_conv1d, &self.k_conv1d, &self.v_conv1d]),
+            ..LayerStateShape::default()
+        }
+    }
+
+    fn dtype(&self) -> DType {
+        self.q_proj.weight.val().dtype()
+    }
 }
 
 impl GatedLinearAttention {
-    /// Applies the layer to whole sequences.
-    ///
-    /// # Shapes
-    ///
-    /// - x: `[B, T, hidden_size]`
-    /// - output: `[B, T, hidden_size]`
-    ///
-    /// # Panics
-    ///
-    /// Panics if the last axis of `x` is not `hidden_size`.
-    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let Operands { q, k, v, log_gate } = self.operands(x.clone(), None);
-        let output = gla(q, k, v, Gate::Vector(log_gate), GlaOptions::default()).output;
-        self.output(output, x)
-    }
-
-    /// Applies the layer to the next tokens of sequences whose past is in `state`, and updates it.
-    ///
-    /// Pieces of any length may follow each other; together they give what
-    /// [`forward`](Self::forward) gives.
-    ///
-    /// # Shapes
-    ///
-    /// - x: `[B, T, hidden_size]`, `T >= 1`
-    /// - output: `[B, T, hidden_size]`
-    ///
-    /// # Panics
-    ///
-    /// Panics if the last axis of `x` is not `hidden_size`, or if `state` is not of this layer and
-    /// batch size.
-    pub fn prefill(&self, x: Tensor<3>, state: &mut LayerState) -> Tensor<3> {
-        self.enter(&x, state);
-        let Operands { q, k, v, log_gate } = self.operands(x.clone(), state.conv.as_mut());
-        let options = GlaOptions {
-            initial_state: state.recurrent.take(),
-            final_state: true,
-            ..Default::default()
-        };
-        let output = gla(q, k, v, Gate::Vector(log_gate), options);
-        state.recurrent = output.final_state.map(Tensor::without_autodiff);
-        self.output(output.output, x)
-    }
-
-    /// Applies the layer to the next token of sequences whose past is in `state`, and updates it.
-    ///
-    /// # Shapes
-    ///
-    /// - x: `[B, hidden_size]`
-    /// - output: `[B, hidden_size]`
-    ///
-    /// # Panics
-    ///
-    /// Panics if the last axis of `x` is not `hidden_size`, or if `state` is not of this layer and
-    /// batch size.
-    pub fn step(&self, x: Tensor<2>, state: &mut LayerState) -> Tensor<2> {
-        let [batch, hidden] = x.dims();
-        let (k_dim, v_dim) = (self.head_k_dim, self.head_v_dim);
-        let x = x.unsqueeze_dim::<3>(1);
-
-        self.enter(&x, state);
-        let Operands { q, k, v, log_gate } = self.operands(x.clone(), state.conv.as_mut());
-        let recurrent = state.recurrent.take().expect("checked on entry");
-        let (output, recurrent) = gla_step(
-            q.reshape([batch, self.num_heads, k_dim]),
-            k.reshape([batch, self.num_kv_heads, k_dim]),
-            v.reshape([batch, self.num_kv_heads, v_dim]),
-            StepGate::Vector(log_gate.reshape([batch, self.num_kv_heads, k_dim])),
-            recurrent,
-            None,
-        );
-        state.recurrent = Some(recurrent.without_autodiff());
-
-        let output = output.reshape([batch, 1, self.num_heads, v_dim]);
-        self.output(output, x).reshape([batch, hidden])
-    }
-
-    /// The state before the first token of `batch` sequences.
-    pub fn init_state(&self, batch: usize, device: &Device) -> LayerState {
-        let dtype = self.q_proj.weight.val().dtype();
-        LayerState::zeros(&self.state_shape(batch), dtype, device)
-    }
-
-    pub(in crate::nn) fn state_shape(&self, batch: usize) -> LayerStateShape {
-        let convs = [&self.q_conv1d, &self.k_conv1d, &self.v_conv1d];
-        let conv = convs.map(|conv| {
-            let [channels, _, kernel_size] = conv.as_ref()?.weight.lazy_shape().dims();
-            Some([batch, channels, kernel_size])
-        });
-        LayerStateShape {
-            recurrent: [batch, self.num_heads, self.head_k_dim, self.head_v_dim],
-            conv: match conv {
-                [Some(q), Some(k), Some(v)] => Some([q, k, v]),
-                _ => None,
-            },
-        }
-    }
-
-    /// Checks `state` against the layer and its input, and takes it out of autodiff.
-    fn enter(&self, x: &Tensor<3>, state: &mut LayerState) {
-        let [batch, tokens, _] = x.dims();
-        assert!(
-            tokens > 0,
-            "GatedLinearAttention: x must hold at least 1 token per sequence, got 0"
-        );
-        if let Err(error) = state.check(&self.state_shape(batch)) {
-            panic!("GatedLinearAttention: {error}");
-        }
-
-        // constants for the op, also if the state was made on an autodiff device
-        state.recurrent = state.recurrent.take().map(Tensor::without_autodiff);
-        state.conv = state.conv.take().map(|conv| conv.map(Tensor::without_autodiff));
-    }
-
-    fn operands(&self, x: Tensor<3>, conv: Option<&mut [Tensor<3>; 3]>) -> Operands {
+    fn operands(
+        &self,
+        x: Tensor<3>,
+        layout: &SequenceLayout,
+        state: Option<&mut LayerState>,
+    ) -> Operands {
         let [batch, tokens, _] = x.dims();
         let [hidden, _] = self.q_proj.weight.dims();
         assert_shape!(x, [_, _, hidden]);
@@ -201,33 +112,22 @@ impl GatedLinearAttention {
             None => x,
         };
         let qkv = [&self.q_proj, &self.k_proj, &self.v_proj].map(|proj| proj.forward(x.clone()));
-        let [q, k, v] = self.convolve(qkv, conv);
+        let convs = [&self.q_conv1d, &self.k_conv1d, &self.v_conv1d];
+        let [q, k, v] = convolve(convs, qkv, layout, state);
 
         let [down, up] = &self.gk_proj;
         let logits = heads(up.forward(down.forward(x)), self.num_kv_heads, self.head_k_dim);
         let log_gate = log_sigmoid(logits) / self.gate_logit_normalizer;
+        let log_gate = match self.clamp_min {
+            Some(min) => log_gate.clamp_min(min),
+            None => log_gate,
+        };
         Operands {
             q: map(heads(q, self.num_heads, self.head_k_dim)),
             k: map(heads(k, self.num_kv_heads, self.head_k_dim)),
             v: heads(v, self.num_kv_heads, self.head_v_dim),
-            log_gate: match self.clamp_min {
-                Some(min) => log_gate.clamp_min(min),
-                None => log_gate,
-            },
-        }
-    }
-
-    /// Short convolutions of queries, keys and values, if the layer has them.
-    fn convolve(&self, qkv: [Tensor<3>; 3], cache: Option<&mut [Tensor<3>; 3]>) -> [Tensor<3>; 3] {
-        let (Some(q), Some(k), Some(v)) = (&self.q_conv1d, &self.k_conv1d, &self.v_conv1d) else {
-            return qkv;
-        };
-        let [xq, xk, xv] = qkv;
-        match cache {
-            None => [q.forward(xq), k.forward(xk), v.forward(xv)],
-            Some([cq, ck, cv]) => {
-                [q.forward_cached(xq, cq), k.forward_cached(xk, ck), v.forward_cached(xv, cv)]
-            }
+            gate: Gate::Vector(log_gate),
+            scale: None,
         }
     }
 
