@@ -20,7 +20,7 @@ fn outputs(model: &GlaTransformer, device: &Device) -> Vec<(&'static str, Vec<f6
     let logits = model.forward(ids(device));
     let loss = logits.clone().powf_scalar(2.0).mean();
     let grads = loss.backward();
-    let Mixer::Gla(attention) = &model.layers[0].attn;
+    let Mixer::Gla(attention) = &model.layers[0].attn else { panic!("the default") };
     let matrix = |x: &Tensor<2>| values(x.grad(&grads).expect("a parameter has a gradient"));
     vec![
         ("logits", values(logits)),

@@ -5,6 +5,10 @@
 
 #![cfg(feature = "flex")]
 
+#[path = "modules/layouts.rs"]
+mod layouts;
+#[path = "modules/mixers.rs"]
+mod mixers;
 #[path = "modules/naive.rs"]
 mod naive;
 #[path = "modules/numerics.rs"]
@@ -27,8 +31,6 @@ use gla_burn::{
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use naive::{Rows, naive};
-
 const VOCAB: usize = 11;
 
 fn config() -> GlaTransformerConfig {
@@ -41,6 +43,7 @@ fn config() -> GlaTransformerConfig {
 fn gla(config: &GlaTransformerConfig) -> GatedLinearAttentionConfig {
     match config.block(0).attn {
         MixerConfig::Gla(config) => config,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -116,42 +119,6 @@ fn assert_close<const D: usize>(name: &str, found: Tensor<D>, expected: Tensor<D
 
 fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
     tensor.cast(DType::F64).into_data().try_to_vec().unwrap()
-}
-
-#[test]
-fn layer_equals_the_naive_layer() {
-    let device = Device::flex();
-    for (name, config) in cases() {
-        let layer = drawn(gla(&config).init(&device));
-        let x = draw([1, 70, 32], -2.0..2.0, &device);
-        let rows: Rows = values(x.clone()).chunks(32).map(<[f64]>::to_vec).collect();
-        let expected: Vec<f64> = naive(&layer, &rows).concat();
-        let expected = Tensor::<3>::from_data(TensorData::new(expected, [1, 70, 32]), &device);
-        assert_close(name, layer.forward(x), expected, 1e-4);
-    }
-}
-
-#[test]
-fn pieces_and_steps_equal_the_whole() {
-    let device = Device::flex();
-    for (name, config) in cases() {
-        let model = drawn(config.init(&device));
-        let ids = ids([2, 150], &device);
-        let whole = model.forward(ids.clone());
-
-        let mut state = model.init_state(2, &device);
-        let mut pieces = Vec::new();
-        for (start, end) in [(0, 70), (70, 75), (75, 76), (76, 143)] {
-            pieces.push(model.prefill(ids.clone().narrow(1, start, end - start), &mut state));
-        }
-        for t in 143..150 {
-            let logits = model.step(ids.clone().narrow(1, t, 1).squeeze_dim(1), &mut state);
-            pieces.push(logits.unsqueeze_dim(1));
-        }
-        assert_eq!(state.seen(), [150, 150]);
-        assert_close(name, Tensor::cat(pieces, 1), whole, 1e-4);
-        model.check_state(&state).unwrap();
-    }
 }
 
 #[test]

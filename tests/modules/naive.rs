@@ -1,7 +1,7 @@
-//! The layer in f64: one sequence, loops, no chunks.
+//! The layers in f64: one sequence, loops, no chunks.
 
 use burn::nn::Linear;
-use gla_burn::{FeatureMap, GatedLinearAttention, ShortConv};
+use gla_burn::{FeatureMap, GatedLinearAttention, Mixer, ShortConv, SoftmaxAttention};
 
 use crate::values;
 
@@ -33,8 +33,53 @@ fn convolve(conv: &Option<ShortConv>, rows: Rows) -> Rows {
     (0..rows.len()).map(|t| (0..channels).map(|d| at(t, d)).collect()).collect()
 }
 
-/// The layer's output for one sequence `x`, `[T, hidden_size]`.
-pub fn naive(layer: &GatedLinearAttention, x: &Rows) -> Rows {
+/// The output of a mixer for one sequence `x`, `[T, hidden_size]`.
+pub fn naive(mixer: &Mixer, x: &Rows) -> Rows {
+    match mixer {
+        Mixer::Gla(layer) => gla(layer, x),
+        Mixer::SoftmaxAttention(layer) => softmax_attention(layer, x),
+    }
+}
+
+/// Turns the heads of width `dim` in each row by its index.
+fn rotate(rows: &mut Rows, dim: usize, theta: f64) {
+    for (t, row) in rows.iter_mut().enumerate() {
+        for head in row.chunks_mut(dim) {
+            for i in 0..dim / 2 {
+                let angle = t as f64 * theta.powf(-2.0 * i as f64 / dim as f64);
+                let (x, y) = (head[i], head[i + dim / 2]);
+                head[i] = x * angle.cos() - y * angle.sin();
+                head[i + dim / 2] = x * angle.sin() + y * angle.cos();
+            }
+        }
+    }
+}
+
+fn softmax_attention(layer: &SoftmaxAttention, x: &Rows) -> Rows {
+    let (heads, dim) = (layer.num_heads, layer.head_dim);
+    let groups = heads / layer.num_kv_heads;
+    let [mut q, mut k, v] = [&layer.q_proj, &layer.k_proj, &layer.v_proj].map(|p| project(p, x));
+    rotate(&mut q, dim, layer.rotary.theta);
+    rotate(&mut k, dim, layer.rotary.theta);
+    let mut mixed = vec![vec![0.0; heads * dim]; x.len()];
+    for t in 0..x.len() {
+        let first = (t + 1).saturating_sub(layer.window_size.unwrap_or(usize::MAX));
+        for h in 0..heads {
+            let (own, kv) = (h * dim, h / groups * dim);
+            let score = |s: usize| -> f64 {
+                let product: f64 = (0..dim).map(|i| q[t][own + i] * k[s][kv + i]).sum();
+                (product / (dim as f64).sqrt()).exp()
+            };
+            let sum: f64 = (first..=t).map(score).sum();
+            for i in 0..dim {
+                mixed[t][own + i] = (first..=t).map(|s| score(s) * v[s][kv + i]).sum::<f64>() / sum;
+            }
+        }
+    }
+    project(&layer.o_proj, &mixed)
+}
+
+fn gla(layer: &GatedLinearAttention, x: &Rows) -> Rows {
     let (heads, groups) = (layer.num_heads, layer.num_heads / layer.num_kv_heads);
     let (k_dim, v_dim) = (layer.head_k_dim, layer.head_v_dim);
     let map = |x: f64| match layer.feature_map {

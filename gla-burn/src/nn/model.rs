@@ -6,7 +6,8 @@ use burn::tensor::{Device, Int, Tensor, module::linear};
 use super::init::{normal, projection};
 use super::{
     FeatureMap, GatedLinearAttentionConfig, GlaBlock, GlaBlockConfig, GlaMlpConfig, GlaState,
-    GlaStateError, LayerPlace, MixerConfig, RmsNorm, RmsNormConfig, SequenceLayout,
+    GlaStateError, HybridAttention, LayerPlace, MixerConfig, RmsNorm, RmsNormConfig,
+    SequenceLayout,
 };
 
 /// Configuration to create a [`GlaTransformer`] using the [init
@@ -69,6 +70,8 @@ pub struct GlaTransformerConfig {
     /// the norms and the initial weights are the model's, whatever it says; the fields above that
     /// are about gated linear attention are then without effect.
     pub mixer: Option<MixerConfig>,
+    /// Layers of softmax attention among the others.
+    pub attn: Option<HybridAttention>,
 }
 
 impl GlaTransformerConfig {
@@ -76,7 +79,8 @@ impl GlaTransformerConfig {
     ///
     /// # Panics
     ///
-    /// Panics if the sizes do not fit each other, see [`GatedLinearAttentionConfig::init`].
+    /// Panics if the sizes do not fit each other, see the `init` of the mixers' configurations and
+    /// [`HybridAttention::check`].
     pub fn init(&self, device: &Device) -> GlaTransformer {
         let (vocab, hidden, std) = (self.vocab_size, self.hidden_size, self.initializer_range);
         GlaTransformer {
@@ -98,19 +102,26 @@ impl GlaTransformerConfig {
     ///
     /// # Panics
     ///
-    /// Panics if there is no such block.
+    /// Panics if there is no such block, or if [`HybridAttention::check`] finds something.
     pub fn block(&self, layer: usize) -> GlaBlockConfig {
         assert!(
             layer < self.num_hidden_layers,
             "GlaTransformerConfig: layer = {layer} must be below num_hidden_layers = {}",
             self.num_hidden_layers
         );
+        if let Some(attn) = &self.attn {
+            attn.check(self.num_hidden_layers, self.hidden_size)
+                .unwrap_or_else(|error| panic!("GlaTransformerConfig: {error}"));
+        }
         let place = LayerPlace {
             hidden_size: self.hidden_size,
             norm_eps: self.norm_eps,
             initializer_range: self.initializer_range,
         };
-        let mixer = self.mixer.clone().unwrap_or_else(|| MixerConfig::Gla(self.attention()));
+        let mixer = match self.attn.as_ref().and_then(|attn| attn.at(layer)) {
+            Some(spec) => MixerConfig::SoftmaxAttention(spec.layer(self.hidden_size)),
+            None => self.mixer.clone().unwrap_or_else(|| MixerConfig::Gla(self.attention())),
+        };
         let mlp = GlaMlpConfig {
             hidden_size: self.hidden_size,
             hidden_ratio: self.hidden_ratio,

@@ -5,6 +5,7 @@ use burn::module::{
 };
 use burn::tensor::{DType, Device, Tensor};
 
+use super::SoftmaxAttention;
 use crate::nn::{GatedLinearAttention, LayerState, LayerStateShape, SequenceLayout};
 
 /// What a kind of mixer is made of; the rest is the same for all.
@@ -267,6 +268,8 @@ macro_rules! mixers {
 mixers! {
     /// Gated linear attention.
     Gla(GatedLinearAttention),
+    /// Softmax attention.
+    SoftmaxAttention(SoftmaxAttention),
 }
 
 impl ModuleDisplay for Mixer {}

@@ -3,7 +3,9 @@
 mod base;
 mod config;
 mod recurrence;
+mod softmax;
 
 pub use base::*;
 pub use config::*;
 pub(super) use recurrence::*;
+pub use softmax::*;
