@@ -4,7 +4,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use gla_burn::{GlaTransformer, GlaTransformerConfig, Mixer};
+use gla_burn::{GateProjection, GlaTransformer, GlaTransformerConfig, Mixer};
 use gla_kernels::eval::{ABS_FLOOR, check};
 use gla_tests::{devices, values};
 
@@ -21,13 +21,16 @@ fn outputs(model: &GlaTransformer, device: &Device) -> Vec<(&'static str, Vec<f6
     let loss = logits.clone().powf_scalar(2.0).mean();
     let grads = loss.backward();
     let Mixer::Gla(attention) = &model.layers[0].attn else { panic!("the default") };
+    let Some(GateProjection::Vector([down, up])) = &attention.gk_proj else {
+        panic!("the default")
+    };
     let matrix = |x: &Tensor<2>| values(x.grad(&grads).expect("a parameter has a gradient"));
     vec![
         ("logits", values(logits)),
         ("embeddings", matrix(&model.embeddings.weight.val())),
         ("q_proj", matrix(&attention.q_proj.weight.val())),
-        ("gk_proj.0", matrix(&attention.gk_proj[0].weight.val())),
-        ("gk_proj.1", matrix(&attention.gk_proj[1].weight.val())),
+        ("gk_proj.0", matrix(&down.weight.val())),
+        ("gk_proj.1", matrix(&up.weight.val())),
         ("o_proj", matrix(&attention.o_proj.weight.val())),
     ]
 }

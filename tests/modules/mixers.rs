@@ -4,23 +4,66 @@
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use gla_burn::{
-    GlaTransformerConfig, HybridAttention, HybridAttentionError, HybridAttentionSpec, Mixer,
-    MixerConfig, SoftmaxAttentionConfig,
+    FeatureMap, FixedDecay, GlaTransformerConfig, Hgrn2Config, HybridAttention,
+    HybridAttentionError, HybridAttentionSpec, LinearAttentionConfig, LinearFeatureMap,
+    Mamba2Config, MambaConfig, Mixer, MixerConfig, RetentionConfig, SimpleGlaConfig,
+    SoftmaxAttentionConfig,
 };
 
-use crate::naive::{Rows, naive};
-use crate::{assert_close, cases, config, draw, drawn, ids, values};
+use crate::naive::{Rows, naive, naive_model};
+use crate::{VOCAB, assert_close, cases, config, draw, drawn, ids, values};
 
 const HIDDEN: usize = 32;
 
 /// The kinds beside gated linear attention, with their switches.
 pub fn kinds() -> Vec<(&'static str, GlaTransformerConfig)> {
     let with = |mixer: MixerConfig| config().with_mixer(Some(mixer));
+    let simple = SimpleGlaConfig::new(HIDDEN);
+    let retention = || RetentionConfig::new(HIDDEN).with_num_heads(4);
+    let lightning = FixedDecay::Lightning { layer: 0, num_layers: 1 };
+    let switched = RetentionConfig {
+        decay: lightning,
+        rope_theta: None,
+        feature_map: Some(FeatureMap::Silu),
+        use_short_conv: true,
+        use_output_gate: false,
+        ..retention()
+    };
+    let linear = |map| LinearAttentionConfig::new(HIDDEN).with_num_heads(4).with_feature_map(map);
+    let hgrn2 = || Hgrn2Config::new(HIDDEN).with_expand_ratio(8);
+    let mamba2 = || Mamba2Config::new(HIDDEN).with_head_dim(16).with_state_size(8);
+    let grouped_mamba2 = mamba2().with_n_groups(2).with_use_bias(true).with_use_conv_bias(false);
+    let mamba = MambaConfig::new(HIDDEN).with_state_size(5);
     let attention = || SoftmaxAttentionConfig::new(HIDDEN, 4);
     let grouped = attention().with_num_kv_heads(Some(2)).with_qkv_bias(true);
     let hybrid =
         HybridAttentionSpec { window_size: Some(5), ..HybridAttentionSpec::new(vec![1], 2) };
     vec![
+        ("simple gla", with(MixerConfig::SimpleGla(simple))),
+        ("retention", with(MixerConfig::Retention(retention()))),
+        ("lightning", with(MixerConfig::Retention(switched))),
+        (
+            "linear",
+            with(MixerConfig::LinearAttention(linear(LinearFeatureMap::ElementwiseProduct))),
+        ),
+        (
+            "normalised linear",
+            with(MixerConfig::LinearAttention(
+                linear(LinearFeatureMap::Elu)
+                    .with_num_kv_heads(Some(2))
+                    .with_do_feature_map_norm(true),
+            )),
+        ),
+        ("relu linear", with(MixerConfig::LinearAttention(linear(LinearFeatureMap::Relu)))),
+        ("identity linear", with(MixerConfig::LinearAttention(linear(LinearFeatureMap::Identity)))),
+        ("hgrn2", with(MixerConfig::Hgrn2(hgrn2()))),
+        (
+            "unbounded hgrn2",
+            with(MixerConfig::Hgrn2(hgrn2().with_use_lower_bound(false).with_use_short_conv(true))),
+        ),
+        ("mamba2", with(MixerConfig::Mamba2(mamba2()))),
+        ("grouped mamba2", with(MixerConfig::Mamba2(grouped_mamba2))),
+        ("mamba", with(MixerConfig::Mamba(mamba))),
         ("attention", with(MixerConfig::SoftmaxAttention(attention()))),
         ("grouped attention", with(MixerConfig::SoftmaxAttention(grouped))),
         (
@@ -50,10 +93,25 @@ fn mixers_equal_naive_mixers() {
     let device = Device::flex();
     for (name, mixer) in mixers(1e-6, &device) {
         let x = draw([1, 70, HIDDEN], -2.0..2.0, &device);
-        let expected: Vec<f64> = naive(&mixer, &rows(&x)).concat();
+        let expected: Vec<f64> = naive(&mixer, &rows(&x), None).concat();
         let expected = TensorData::new(expected, [1, 70, HIDDEN]);
         let found = mixer.forward(x, &Default::default());
         assert_close(name, found, Tensor::from_data(expected, &device), 1e-4);
+    }
+}
+
+/// Blocks, hybrids, and what a model gives its layers.
+#[test]
+fn models_equal_naive_models() {
+    let device = Device::flex();
+    for (name, mut config) in all().filter(|(_, config)| !config.tie_word_embeddings) {
+        config.num_hidden_layers = 3;
+        let model = drawn(config.init(&device));
+        let ids = ids([1, 25], &device);
+        let numbers: Vec<i64> = ids.clone().into_data().convert::<i64>().try_into_vec().unwrap();
+        let numbers: Vec<usize> = numbers.into_iter().map(|id| id as usize).collect();
+        let expected = TensorData::new(naive_model(&model, &numbers).concat(), [1, 25, VOCAB]);
+        assert_close(name, model.forward(ids), Tensor::from_data(expected, &device), 1e-4);
     }
 }
 
@@ -109,7 +167,7 @@ fn gradients_equal_differences_of_naive_mixers() {
         let weights = draw([1, 21, HIDDEN], -1.0..1.0, &device);
         let weight_rows = values(weights.clone());
         let loss = |mixer: &Mixer, x: &Rows| -> f64 {
-            naive(mixer, x).concat().iter().zip(&weight_rows).map(|(y, w)| y * w).sum()
+            naive(mixer, x, None).concat().iter().zip(&weight_rows).map(|(y, w)| y * w).sum()
         };
         let output = mixer.forward(x.clone(), &Default::default());
         let grads = (output * weights).sum().backward();

@@ -3,7 +3,8 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 
 use super::{
-    GlaMlp, GlaMlpConfig, LayerState, Mixer, MixerConfig, RmsNorm, RmsNormConfig, SequenceLayout,
+    GlaMlp, GlaMlpConfig, LayerState, Mixer, MixerConfig, Pass, RmsNorm, RmsNormConfig,
+    SequenceLayout,
 };
 
 /// Configuration to create a [`GlaBlock`] using the [init function](GlaBlockConfig::init).
@@ -78,8 +79,7 @@ impl GlaBlock {
     ///
     /// As [`Mixer::forward`].
     pub fn forward(&self, x: Tensor<3>, layout: &SequenceLayout) -> Tensor<3> {
-        let mixed = self.attn.forward(self.attn_norm.forward(x.clone()), layout);
-        self.feed_forward(x, mixed)
+        self.run(x, &layout.into(), None)
     }
 
     /// Applies the block to the next tokens of sequences whose past is in `state`, and updates it.
@@ -98,9 +98,7 @@ impl GlaBlock {
         layout: &SequenceLayout,
         state: &mut LayerState,
     ) -> Tensor<3> {
-        let normed = self.attn_norm.forward(x.clone());
-        let mixed = self.attn.prefill(normed, layout, state);
-        self.feed_forward(x, mixed)
+        self.run(x, &layout.into(), Some(state))
     }
 
     /// Applies the block to the next token of sequences whose past is in `state`, and updates it.
@@ -114,12 +112,21 @@ impl GlaBlock {
     ///
     /// As [`Mixer::step`].
     pub fn step(&self, x: Tensor<2>, state: &mut LayerState) -> Tensor<2> {
-        let mixed = self.attn.step(self.attn_norm.forward(x.clone()), state);
+        self.prefill(x.unsqueeze_dim(1), &SequenceLayout::rows(), state).squeeze_dim(1)
+    }
+
+    pub(super) fn run(
+        &self,
+        x: Tensor<3>,
+        pass: &Pass,
+        state: Option<&mut LayerState>,
+    ) -> Tensor<3> {
+        let mixed = self.attn.run(self.attn_norm.forward(x.clone()), pass, state);
         self.feed_forward(x, mixed)
     }
 
     /// Adds the mixer's output to its input, then the feed-forward layer's.
-    fn feed_forward<const D: usize>(&self, x: Tensor<D>, mixed: Tensor<D>) -> Tensor<D> {
+    fn feed_forward(&self, x: Tensor<3>, mixed: Tensor<3>) -> Tensor<3> {
         let dtype = x.dtype();
         // the norm sees the sum before it is rounded to the model's dtype
         let sum = x.cast(DType::F32) + mixed.cast(DType::F32);

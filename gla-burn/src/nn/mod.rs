@@ -28,6 +28,7 @@ mod short_conv;
 mod state;
 #[cfg(feature = "store")]
 mod state_file;
+mod transparent;
 
 pub use attention::*;
 pub use block::*;

@@ -1,12 +1,14 @@
 use burn::config::Config;
-use burn::module::Module;
-use burn::nn::{Embedding, EmbeddingConfig, Linear};
-use burn::tensor::{Device, Int, Tensor, module::linear};
+use burn::module::{Module, Param};
+use burn::nn::{Embedding, EmbeddingConfig, Initializer, Linear};
+use burn::tensor::activation::softmax;
+use burn::tensor::module::linear;
+use burn::tensor::{DType, Device, Int, Tensor};
 
 use super::init::{normal, projection};
 use super::{
     FeatureMap, GatedLinearAttentionConfig, GlaBlock, GlaBlockConfig, GlaMlpConfig, GlaState,
-    GlaStateError, HybridAttention, LayerPlace, MixerConfig, RmsNorm, RmsNormConfig,
+    GlaStateError, HybridAttention, LayerPlace, MixerConfig, Pass, RmsNorm, RmsNormConfig,
     SequenceLayout,
 };
 
@@ -87,6 +89,7 @@ impl GlaTransformerConfig {
             embeddings: EmbeddingConfig::new(vocab, hidden)
                 .with_initializer(normal(std))
                 .init(device),
+            lower_bounds: self.lower_bounds().map(|shape| Initializer::Zeros.init(shape, device)),
             layers: self.blocks().map(|block| block.init(device)).collect(),
             norm: RmsNormConfig::new(hidden).with_epsilon(self.norm_eps).init(device),
             lm_head: (!self.tie_word_embeddings).then(|| projection(hidden, vocab, std, device)),
@@ -117,10 +120,12 @@ impl GlaTransformerConfig {
             hidden_size: self.hidden_size,
             norm_eps: self.norm_eps,
             initializer_range: self.initializer_range,
+            layer,
+            num_layers: self.num_hidden_layers,
         };
         let mixer = match self.attn.as_ref().and_then(|attn| attn.at(layer)) {
             Some(spec) => MixerConfig::SoftmaxAttention(spec.layer(self.hidden_size)),
-            None => self.mixer.clone().unwrap_or_else(|| MixerConfig::Gla(self.attention())),
+            None => self.mixer(),
         };
         let mlp = GlaMlpConfig {
             hidden_size: self.hidden_size,
@@ -129,6 +134,20 @@ impl GlaTransformerConfig {
             initializer_range: self.initializer_range,
         };
         GlaBlockConfig::new(mixer.at(place), mlp).with_norm_eps(self.norm_eps)
+    }
+
+    /// The mixer of the layers that `attn` does not list.
+    fn mixer(&self) -> MixerConfig {
+        self.mixer.clone().unwrap_or_else(|| MixerConfig::Gla(self.attention()))
+    }
+
+    /// Shape of the lower bounds of all layers, if their mixer has some.
+    fn lower_bounds(&self) -> Option<[usize; 2]> {
+        if self.num_hidden_layers == 0 {
+            return None;
+        }
+        let config = self.clone().with_attn(None).block(0).attn;
+        config.lower_bound().map(|width| [self.num_hidden_layers, width])
     }
 
     /// The layers of gated linear attention.
@@ -160,7 +179,8 @@ impl GlaTransformerConfig {
         let embeddings = self.vocab_size * self.hidden_size;
         let tables = if self.tie_word_embeddings { 1 } else { 2 };
         let blocks: usize = self.blocks().map(|block| block.num_params()).sum();
-        tables * embeddings + blocks + self.hidden_size
+        let bounds: usize = self.lower_bounds().map_or(0, |[layers, width]| layers * width);
+        tables * embeddings + bounds + blocks + self.hidden_size
     }
 }
 
@@ -171,6 +191,9 @@ impl GlaTransformerConfig {
 pub struct GlaTransformer {
     /// Token embedding.
     pub embeddings: Embedding,
+    /// Logits of the lower bounds of the decay, `[num_hidden_layers, channels]`, for mixers that
+    /// have some, see [`Hgrn2`](super::Hgrn2).
+    pub lower_bounds: Option<Param<Tensor<2>>>,
     /// The blocks, in order.
     pub layers: Vec<GlaBlock>,
     /// Norm after the last block.
@@ -231,7 +254,8 @@ impl GlaTransformer {
         // padding leaves once, before the first layer
         layout.without_padding(ids.unsqueeze_dim(2), |ids, layout| {
             let x = self.embeddings.forward(ids.squeeze_dim(2));
-            let x = self.layers.iter().fold(x, |x, layer| layer.forward(x, layout));
+            let layers = self.layers.iter().zip(self.passes(layout));
+            let x = layers.fold(x, |x, (layer, pass)| layer.run(x, &pass, None));
             self.norm.forward(x)
         })
     }
@@ -322,8 +346,9 @@ impl GlaTransformer {
         self.expect_layers(state);
         layout.without_padding(ids.unsqueeze_dim(2), |ids, layout| {
             let mut x = self.embeddings.forward(ids.squeeze_dim(2));
-            for (layer, state) in self.layers.iter().zip(&mut state.layers) {
-                x = layer.prefill(x, layout, state);
+            let layers = self.layers.iter().zip(self.passes(layout));
+            for ((layer, pass), state) in layers.zip(&mut state.layers) {
+                x = layer.run(x, &pass, Some(state));
             }
             self.norm.forward(x)
         })
@@ -340,12 +365,7 @@ impl GlaTransformer {
     ///
     /// Panics if `state` is not of this model and batch size.
     pub fn step(&self, ids: Tensor<1, Int>, state: &mut GlaState) -> Tensor<2> {
-        self.expect_layers(state);
-        let mut x = self.embeddings.forward(ids.unsqueeze_dim(1)).squeeze_dim(1);
-        for (layer, state) in self.layers.iter().zip(&mut state.layers) {
-            x = layer.step(x, state);
-        }
-        self.logits(self.norm.forward(x))
+        self.prefill(ids.unsqueeze_dim(1), state).squeeze_dim(1)
     }
 
     /// The state before the first token of `batch` sequences.
@@ -367,6 +387,21 @@ impl GlaTransformer {
         let batch = state.batch();
         let mut pairs = self.layers.iter().zip(&state.layers);
         pairs.try_for_each(|(layer, state)| state.check(&layer.attn.state_shape(batch)))
+    }
+
+    /// What each layer is given besides inputs and state.
+    fn passes<'a>(&self, layout: &'a SequenceLayout) -> impl Iterator<Item = Pass<'a>> {
+        // the first layer has no bound, the next that of the second part of a softmax over all
+        // layers, the next that of the second and the third, ..
+        let bounds = self.lower_bounds.as_ref().map(|logits| {
+            let parts = softmax(logits.val().cast(DType::F32), 0);
+            parts.clone().cumsum(0) - parts.narrow(0, 0, 1)
+        });
+        (0..self.layers.len()).map(move |layer| {
+            let bound = bounds.as_ref().filter(|_| layer > 0);
+            let lower_bound = bound.map(|bounds| bounds.clone().narrow(0, layer, 1).squeeze_dim(0));
+            Pass { layout, lower_bound }
+        })
     }
 
     /// The layers check their own states.

@@ -26,6 +26,18 @@ pub(super) struct Angles {
 }
 
 impl Rotary {
+    /// Checks the sizes that the configuration `owner` has.
+    pub(super) fn check(owner: &str, theta: f64, head_dim: usize) {
+        assert!(
+            theta.is_finite() && theta > 0.0,
+            "{owner}: rope_theta must be finite and positive, got {theta}"
+        );
+        assert!(
+            head_dim.is_multiple_of(2),
+            "{owner}: rotary positions need heads of an even width, got {head_dim}"
+        );
+    }
+
     /// The angles of the tokens of a `[B, T]` batch, of sequences that have seen so many tokens.
     pub(super) fn angles(
         &self,

@@ -1,5 +1,6 @@
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
+use burn::nn::Initializer;
 use burn::tensor::activation::silu;
 use burn::tensor::{DType, Device, Tensor, assert_shape};
 
@@ -15,6 +16,12 @@ pub struct ShortConvConfig {
     /// The number of inputs each output sees, its own included. Default: 4
     #[config(default = 4)]
     pub kernel_size: usize,
+    /// Whether there is a bias. Default: false
+    #[config(default = false)]
+    pub bias: bool,
+    /// Whether a swish follows. Default: true
+    #[config(default = true)]
+    pub swish: bool,
     /// Standard deviation of the initial weight. Default: 0.02
     #[config(default = 0.02)]
     pub initializer_range: f64,
@@ -36,13 +43,21 @@ impl ShortConvConfig {
         ShortConv {
             weight: normal(self.initializer_range)
                 .init([self.channels, 1, self.kernel_size], device),
+            bias: self.bias.then(|| Initializer::Zeros.init([self.channels], device)),
+            swish: self.swish,
         }
+    }
+
+    /// Number of parameters of the module, without making it.
+    pub fn num_params(&self) -> usize {
+        self.channels * (self.kernel_size + usize::from(self.bias))
     }
 }
 
 /// Causal depthwise convolution along time, followed by a swish, computed in f32.
 ///
-/// `Y[t, d] = silu(sum_j weight[d, j] * X[t - W + 1 + j, d])`, with zeros before the first token.
+/// `Y[t, d] = silu(bias[d] + sum_j weight[d, j] * X[t - W + 1 + j, d])`, with zeros before the first
+/// token. Bias and swish are as the configuration says.
 ///
 /// `W` shifted multiply-adds on the `[B, T, D]` layout: for `W = 4` and one channel per group this
 /// needs neither the transposes nor the patch matrix of a general convolution.
@@ -53,6 +68,10 @@ impl ShortConvConfig {
 pub struct ShortConv {
     /// Filter taps, oldest input first, `[channels, 1, kernel_size]`.
     pub weight: Param<Tensor<3>>,
+    /// `[channels]`
+    pub bias: Option<Param<Tensor<1>>>,
+    /// Whether a swish follows.
+    pub swish: bool,
 }
 
 impl ShortConv {
@@ -169,7 +188,11 @@ impl ShortConv {
             }
         };
         let sum = (1..kernel_size).fold(tap(0), |sum, j| sum + tap(j));
-        silu(sum).cast(dtype)
+        let sum = match &self.bias {
+            Some(bias) => sum + bias.val().cast(DType::F32).reshape([1, 1, channels]),
+            None => sum,
+        };
+        if self.swish { silu(sum).cast(dtype) } else { sum.cast(dtype) }
     }
 }
 

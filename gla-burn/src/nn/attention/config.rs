@@ -1,9 +1,8 @@
 use burn::config::Config;
 use burn::tensor::Device;
 
-use super::GatedLinearAttention;
-use crate::nn::init::{projection, projection_with_bias};
-use crate::nn::{FeatureMap, RmsNormConfig, ShortConvConfig};
+use super::{GateParts, GatedLinearAttention, Heads, OutputNorm, Parts};
+use crate::nn::FeatureMap;
 
 /// Configuration to create a [`GatedLinearAttention`] layer using the
 /// [init function](GatedLinearAttentionConfig::init).
@@ -49,14 +48,6 @@ pub struct GatedLinearAttentionConfig {
     pub initializer_range: f64,
 }
 
-/// Heads and their widths.
-struct Heads {
-    num: usize,
-    num_kv: usize,
-    k_dim: usize,
-    v_dim: usize,
-}
-
 impl GatedLinearAttentionConfig {
     /// Initialize a new [`GatedLinearAttention`] module.
     ///
@@ -66,49 +57,7 @@ impl GatedLinearAttentionConfig {
     /// `num_heads`, if `num_heads` is not a multiple of `num_kv_heads`, if a size is 0, if
     /// `gate_logit_normalizer` is not positive, or if `clamp_min` is positive.
     pub fn init(&self, device: &Device) -> GatedLinearAttention {
-        let heads = self.heads();
-        let (hidden, std) = (self.hidden_size, self.initializer_range);
-        let [q_width, k_width, v_width] = heads.widths();
-        let value_dim = heads.num * heads.v_dim;
-
-        let linear = |d_output| projection(hidden, d_output, std, device);
-        let conv = |channels| {
-            self.use_short_conv.then(|| {
-                ShortConvConfig::new(channels)
-                    .with_kernel_size(self.conv_size)
-                    .with_initializer_range(std)
-                    .init(device)
-            })
-        };
-        let norm = RmsNormConfig::new(heads.v_dim).with_epsilon(self.norm_eps).init(device);
-        let (g_norm_swish_gate, g_norm) = match self.use_output_gate {
-            true => (Some(norm), None),
-            false => (None, Some(norm)),
-        };
-
-        GatedLinearAttention {
-            q_proj: linear(q_width),
-            k_proj: linear(k_width),
-            v_proj: linear(v_width),
-            q_conv1d: conv(q_width),
-            k_conv1d: conv(k_width),
-            v_conv1d: conv(v_width),
-            gk_proj: [
-                linear(self.gate_low_rank_dim),
-                projection_with_bias(self.gate_low_rank_dim, k_width, std, device),
-            ],
-            g_proj: self.use_output_gate.then(|| linear(value_dim)),
-            g_norm_swish_gate,
-            g_norm,
-            o_proj: projection(value_dim, hidden, std, device),
-            num_heads: heads.num,
-            num_kv_heads: heads.num_kv,
-            head_k_dim: heads.k_dim,
-            head_v_dim: heads.v_dim,
-            gate_logit_normalizer: self.gate_logit_normalizer,
-            clamp_min: self.clamp_min,
-            feature_map: self.feature_map,
-        }
+        self.parts().init(device)
     }
 
     /// Number of parameters of the module, without making it.
@@ -117,61 +66,32 @@ impl GatedLinearAttentionConfig {
     ///
     /// As [`init`](Self::init).
     pub fn num_params(&self) -> usize {
-        let heads = self.heads();
-        let (hidden, rank) = (self.hidden_size, self.gate_low_rank_dim);
-        let [q, k, v] = heads.widths();
-        let value_dim = heads.num * heads.v_dim;
-
-        let projections = hidden * (q + k + v + value_dim);
-        let output_gate = usize::from(self.use_output_gate) * hidden * value_dim;
-        let convs = usize::from(self.use_short_conv) * self.conv_size * (q + k + v);
-        let gate = hidden * rank + rank * k + k;
-        projections + output_gate + convs + gate + heads.v_dim
+        self.parts().num_params()
     }
 
-    /// Checks the configuration and derives the heads from it.
-    fn heads(&self) -> Heads {
-        let num = self.num_heads;
-        let num_kv = self.num_kv_heads.unwrap_or(num);
-        let head_dim = |name: &str, expand: f64| {
-            let dim = (self.hidden_size as f64 * expand) as usize;
-            assert!(
-                dim > 0 && dim.is_multiple_of(num),
-                "GatedLinearAttentionConfig: hidden_size * {name} = {} * {expand} = {dim} must be \
-                 a positive multiple of num_heads = {num}",
-                self.hidden_size
-            );
-            dim / num
-        };
-        let (k_dim, v_dim) =
-            (head_dim("expand_k", self.expand_k), head_dim("expand_v", self.expand_v));
-
-        assert!(
-            num.is_multiple_of(num_kv),
-            "GatedLinearAttentionConfig: num_heads = {num} must be a multiple of num_kv_heads = \
-             {num_kv}"
-        );
-        assert!(
-            self.gate_low_rank_dim > 0,
-            "GatedLinearAttentionConfig: gate_low_rank_dim must be at least 1, got 0"
-        );
+    fn parts(&self) -> Parts {
+        const NAME: &str = "GatedLinearAttentionConfig";
+        let num_heads = [self.num_heads, self.num_kv_heads.unwrap_or(self.num_heads)];
+        let heads = Heads::new(NAME, self.hidden_size, num_heads, [self.expand_k, self.expand_v]);
+        assert!(self.gate_low_rank_dim > 0, "{NAME}: gate_low_rank_dim must be at least 1, got 0");
         assert!(
             self.gate_logit_normalizer > 0.0,
-            "GatedLinearAttentionConfig: gate_logit_normalizer must be positive, got {}",
+            "{NAME}: gate_logit_normalizer must be positive, got {}",
             self.gate_logit_normalizer
         );
         assert!(
             self.clamp_min.is_none_or(|min| min <= 0.0),
-            "GatedLinearAttentionConfig: clamp_min must be at most 0, got {:?}",
+            "{NAME}: clamp_min must be at most 0, got {:?}",
             self.clamp_min
         );
-        Heads { num, num_kv, k_dim, v_dim }
-    }
-}
-
-impl Heads {
-    /// Widths of all queries, keys and values.
-    fn widths(&self) -> [usize; 3] {
-        [self.num * self.k_dim, self.num_kv * self.k_dim, self.num_kv * self.v_dim]
+        Parts {
+            conv_size: self.use_short_conv.then_some(self.conv_size),
+            gate: GateParts::Vector(self.gate_low_rank_dim),
+            gate_logit_normalizer: self.gate_logit_normalizer,
+            clamp_min: self.clamp_min,
+            feature_map: self.feature_map,
+            output_norm: OutputNorm::gated(self.use_output_gate),
+            ..Parts::new(self.hidden_size, heads, self.norm_eps, self.initializer_range)
+        }
     }
 }

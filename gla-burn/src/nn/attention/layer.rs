@@ -2,14 +2,15 @@ use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::nn::Linear;
 use burn::tensor::{DType, Device, Tensor, assert_shape};
 
-use crate::Gate;
-use crate::nn::mixer::{Mix, Operands, conv_shapes, convolve, mixer_methods, recur};
+use crate::nn::mixer::{Mix, Operands, Pass, conv_shapes, convolve, mixer_methods, recur};
+use crate::nn::transparent::transparent_module;
 use crate::nn::{
-    FeatureMap, LayerState, LayerStateShape, RmsNorm, SequenceLayout, ShortConv, log_sigmoid,
+    ElementwiseProduct, FeatureMap, LayerState, LayerStateShape, RmsNorm, Rotary, SequenceLayout,
+    ShortConv, log_sigmoid,
 };
+use crate::{Gate, GateKind};
 
-/// Gated linear attention: attention whose memory is a matrix per head that decays by
-/// data-dependent gates.
+/// Gated linear attention: attention whose memory is a matrix per head that decays by gates.
 ///
 /// ```text
 /// q, k, v = x W_q, x W_k, x W_v       through short convolutions; q and k also a feature map
@@ -22,7 +23,14 @@ use crate::nn::{
 /// With fewer key heads than query heads, query head `h` reads key, value and gate head
 /// `h / (num_heads / num_kv_heads)`; these are not repeated.
 ///
-/// Should be created using [`GatedLinearAttentionConfig`](super::GatedLinearAttentionConfig).
+/// Several models are this layer with another gate. The configuration decides:
+///
+/// | configuration | gate `g` | further |
+/// |---|---|---|
+/// | [`GatedLinearAttentionConfig`](super::GatedLinearAttentionConfig) | per key channel, low rank | |
+/// | [`SimpleGlaConfig`](crate::nn::SimpleGlaConfig) | per head, full rank | |
+/// | [`RetentionConfig`](crate::nn::RetentionConfig) | a constant per head | rotary positions |
+/// | [`LinearAttentionConfig`](crate::nn::LinearAttentionConfig) | none | learnt feature map, normaliser |
 #[derive(Module, Debug)]
 #[module(custom_display)]
 pub struct GatedLinearAttention {
@@ -38,15 +46,22 @@ pub struct GatedLinearAttention {
     pub k_conv1d: Option<ShortConv>,
     /// Short convolution of the values.
     pub v_conv1d: Option<ShortConv>,
-    /// Low-rank projection of the gates, `hidden_size -> rank -> num_kv_heads * head_k_dim`; the
-    /// second has a bias.
-    pub gk_proj: [Linear; 2],
+    /// Learnt map of the queries.
+    pub feature_map_q: Option<ElementwiseProduct>,
+    /// Learnt map of the keys.
+    pub feature_map_k: Option<ElementwiseProduct>,
+    /// Projection of the gates, if they depend on the input.
+    pub gk_proj: Option<GateProjection>,
+    /// Logarithm of the decay of each head, `[num_heads]`, if it is constant.
+    pub fixed_gate: Option<Tensor<1>>,
     /// Output gate, `hidden_size -> num_heads * head_v_dim`.
     pub g_proj: Option<Linear>,
     /// Output norm of a layer with an output gate.
     pub g_norm_swish_gate: Option<RmsNorm>,
     /// Output norm of a layer without an output gate.
     pub g_norm: Option<RmsNorm>,
+    /// Output norm of linear attention.
+    pub norm: Option<RmsNorm>,
     /// Output, `num_heads * head_v_dim -> hidden_size`.
     pub o_proj: Linear,
     /// Number of heads.
@@ -64,6 +79,23 @@ pub struct GatedLinearAttention {
     /// Map of queries and keys.
     #[module(skip)]
     pub feature_map: Option<FeatureMap>,
+    /// Position embedding of queries and keys, after the feature map.
+    #[module(skip)]
+    pub rotary: Option<Rotary>,
+    /// Whether outputs are divided by the sum of their weights. The sum is one more channel of the
+    /// values, and of the state, that is 1 throughout.
+    pub normalize: bool,
+}
+
+transparent_module! {
+    /// Projection of an input to the logits of its gates.
+    pub enum GateProjection {
+        /// One logit a head, `hidden_size -> num_kv_heads`, with a bias.
+        Scalar(Linear),
+        /// One logit a key channel, `hidden_size -> rank -> num_kv_heads * head_k_dim`; the second
+        /// has a bias.
+        Vector([Linear; 2]),
+    }
 }
 
 mixer_methods!(GatedLinearAttention);
@@ -71,20 +103,18 @@ mixer_methods!(GatedLinearAttention);
 impl Mix for GatedLinearAttention {
     const NAME: &'static str = "GatedLinearAttention";
 
-    fn mix(
-        &self,
-        x: Tensor<3>,
-        layout: &SequenceLayout,
-        mut state: Option<&mut LayerState>,
-    ) -> Tensor<3> {
-        let operands = self.operands(x.clone(), layout, state.as_deref_mut());
-        self.output(recur(operands, layout, state), x)
+    fn mix(&self, x: Tensor<3>, pass: &Pass, mut state: Option<&mut LayerState>) -> Tensor<3> {
+        let operands = self.operands(x.clone(), pass.layout, state.as_deref_mut());
+        let output = recur(operands, pass.layout, state);
+        let output = if self.normalize { divide_by_weights(output) } else { output };
+        self.output(output, x)
     }
 
     fn state_shape(&self, batch: usize) -> LayerStateShape {
+        let width = self.head_v_dim + usize::from(self.normalize);
         LayerStateShape {
             batch,
-            recurrent: Some([self.num_heads, self.head_k_dim, self.head_v_dim]),
+            recurrent: Some([self.num_heads, self.head_k_dim, width]),
             conv: conv_shapes([&self.q_conv1d, &self.k_conv1d, &self.v_conv1d]),
             ..LayerStateShape::default()
         }
@@ -106,28 +136,64 @@ impl GatedLinearAttention {
         let [hidden, _] = self.q_proj.weight.dims();
         assert_shape!(x, [_, _, hidden]);
 
-        let heads = |x: Tensor<3>, num: usize, dim: usize| x.reshape([batch, tokens, num, dim]);
-        let map = |x: Tensor<4>| match self.feature_map {
-            Some(map) => map.apply(x),
-            None => x,
-        };
+        let seen = state.as_deref().map(|state| state.seen.clone());
         let qkv = [&self.q_proj, &self.k_proj, &self.v_proj].map(|proj| proj.forward(x.clone()));
         let convs = [&self.q_conv1d, &self.k_conv1d, &self.v_conv1d];
         let [q, k, v] = convolve(convs, qkv, layout, state);
+        let heads = |x: Tensor<3>, num: usize, dim: usize| x.reshape([batch, tokens, num, dim]);
+        let q = heads(q, self.num_heads, self.head_k_dim);
+        let k = heads(k, self.num_kv_heads, self.head_k_dim);
+        let v = heads(v, self.num_kv_heads, self.head_v_dim);
 
-        let [down, up] = &self.gk_proj;
-        let logits = heads(up.forward(down.forward(x)), self.num_kv_heads, self.head_k_dim);
+        let map = |x: Tensor<4>, learnt: &Option<ElementwiseProduct>| {
+            let x = self.feature_map.iter().fold(x, |x, map| map.apply(x));
+            learnt.iter().fold(x, |x, map| map.forward(x))
+        };
+        let (mut q, mut k) = (map(q, &self.feature_map_q), map(k, &self.feature_map_k));
+        if let Some(rotary) = self.rotary {
+            let place = (&q.device(), q.dtype());
+            let angles = rotary.angles(self.head_k_dim, layout, seen.as_deref(), tokens, place);
+            (q, k) = (angles.apply(q), angles.apply(k));
+        }
+        Operands {
+            q,
+            k,
+            v: if self.normalize { with_ones(v) } else { v },
+            gate: self.gate(x),
+            scale: None,
+        }
+    }
+
+    /// What the gate depends on.
+    pub fn gate_kind(&self) -> GateKind {
+        match (&self.gk_proj, &self.fixed_gate) {
+            (Some(GateProjection::Vector(_)), _) => GateKind::Vector,
+            (Some(GateProjection::Scalar(_)), _) => GateKind::Scalar,
+            (None, Some(_)) => GateKind::Fixed,
+            (None, None) => GateKind::None,
+        }
+    }
+
+    /// The gate of the layer's input.
+    fn gate(&self, x: Tensor<3>) -> Gate {
+        let [batch, tokens, _] = x.dims();
+        match (&self.gk_proj, &self.fixed_gate) {
+            (Some(GateProjection::Scalar(proj)), _) => Gate::Scalar(self.log_gate(proj.forward(x))),
+            (Some(GateProjection::Vector([down, up])), _) => {
+                let logits = up.forward(down.forward(x));
+                let shape = [batch, tokens, self.num_kv_heads, self.head_k_dim];
+                Gate::Vector(self.log_gate(logits.reshape(shape)))
+            }
+            (None, Some(gate)) => Gate::Fixed(gate.clone()),
+            (None, None) => Gate::None,
+        }
+    }
+
+    fn log_gate<const D: usize>(&self, logits: Tensor<D>) -> Tensor<D> {
         let log_gate = log_sigmoid(logits) / self.gate_logit_normalizer;
-        let log_gate = match self.clamp_min {
+        match self.clamp_min {
             Some(min) => log_gate.clamp_min(min),
             None => log_gate,
-        };
-        Operands {
-            q: map(heads(q, self.num_heads, self.head_k_dim)),
-            k: map(heads(k, self.num_kv_heads, self.head_k_dim)),
-            v: heads(v, self.num_kv_heads, self.head_v_dim),
-            gate: Gate::Vector(log_gate),
-            scale: None,
         }
     }
 
@@ -135,7 +201,8 @@ impl GatedLinearAttention {
     /// input.
     fn output(&self, output: Tensor<4>, x: Tensor<3>) -> Tensor<3> {
         let [batch, tokens, heads, v_dim] = output.dims();
-        let output = match (&self.g_proj, &self.g_norm_swish_gate, &self.g_norm) {
+        let plain = self.g_norm.as_ref().or(self.norm.as_ref());
+        let output = match (&self.g_proj, &self.g_norm_swish_gate, plain) {
             (Some(gate), Some(norm), _) => {
                 norm.forward_gated(output, gate.forward(x).reshape([batch, tokens, heads, v_dim]))
             }
@@ -144,6 +211,22 @@ impl GatedLinearAttention {
         };
         self.o_proj.forward(output.reshape([batch, tokens, heads * v_dim]))
     }
+}
+
+/// One more channel of the values, in which the op adds up the weights.
+fn with_ones(v: Tensor<4>) -> Tensor<4> {
+    let [batch, tokens, heads, _] = v.dims();
+    let ones = Tensor::ones([batch, tokens, heads, 1], (&v.device(), v.dtype()));
+    Tensor::cat(vec![v, ones], 3)
+}
+
+/// Divides the other channels by the last, in f32.
+fn divide_by_weights(output: Tensor<4>) -> Tensor<4> {
+    let dtype = output.dtype();
+    let width = output.dims()[3] - 1;
+    let output = output.cast(DType::F32);
+    let weights = output.clone().narrow(3, width, 1) + 1e-10;
+    (output.narrow(3, 0, width) / weights).cast(dtype)
 }
 
 impl ModuleDisplay for GatedLinearAttention {
@@ -159,6 +242,7 @@ impl ModuleDisplay for GatedLinearAttention {
             .add("num_kv_heads", &self.num_kv_heads)
             .add("head_k_dim", &self.head_k_dim)
             .add("head_v_dim", &self.head_v_dim)
+            .add_debug_attribute("gate", &self.gate_kind())
             .add("short_conv", &self.q_conv1d.is_some())
             .add("output_gate", &self.g_proj.is_some())
             .optional()

@@ -1,12 +1,25 @@
 //! One enum for all mixers, and what they have in common: checks, padding, counting.
 
-use burn::module::{
-    Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
-};
 use burn::tensor::{DType, Device, Tensor};
 
-use super::SoftmaxAttention;
+use super::{Hgrn2, Mamba, Mamba2, SoftmaxAttention};
+use crate::nn::transparent::transparent_module;
 use crate::nn::{GatedLinearAttention, LayerState, LayerStateShape, SequenceLayout};
+
+/// What a call brings besides inputs and state.
+pub(in crate::nn) struct Pass<'a> {
+    /// How the sequences lie.
+    pub layout: &'a SequenceLayout,
+    /// Lower bound of the decay that the model gives the layer, `[channels]`; see
+    /// [`Hgrn2`](crate::nn::Hgrn2).
+    pub lower_bound: Option<Tensor<1>>,
+}
+
+impl<'a> From<&'a SequenceLayout> for Pass<'a> {
+    fn from(layout: &'a SequenceLayout) -> Self {
+        Self { layout, lower_bound: None }
+    }
+}
 
 /// What a kind of mixer is made of; the rest is the same for all.
 pub(in crate::nn) trait Mix {
@@ -15,12 +28,7 @@ pub(in crate::nn) trait Mix {
 
     /// Outputs `[B, T, hidden_size]` for inputs of this shape, after the past in `state` if there is
     /// one. The layout has no padding, and the state is as [`Self::state_shape`] says.
-    fn mix(
-        &self,
-        x: Tensor<3>,
-        layout: &SequenceLayout,
-        state: Option<&mut LayerState>,
-    ) -> Tensor<3>;
+    fn mix(&self, x: Tensor<3>, pass: &Pass, state: Option<&mut LayerState>) -> Tensor<3>;
 
     /// The state for `batch` sequences.
     fn state_shape(&self, batch: usize) -> LayerStateShape;
@@ -33,23 +41,26 @@ pub(in crate::nn) trait Mix {
 pub(in crate::nn) fn run<M: Mix>(
     mixer: &M,
     x: Tensor<3>,
-    layout: &SequenceLayout,
-    state: Option<&mut LayerState>,
+    pass: &Pass,
+    mut state: Option<&mut LayerState>,
 ) -> Tensor<3> {
     let [batch, tokens, _] = x.dims();
-    layout.check(M::NAME, [batch, tokens]);
-    let Some(state) = state else {
-        return layout.without_padding(x, |x, layout| mixer.mix(x, layout, None));
-    };
-
-    assert!(tokens > 0, "{}: x must hold at least 1 token per sequence, got 0", M::NAME);
-    let shape = mixer.state_shape(layout.num_sequences(batch));
-    if let Err(error) = state.check(&shape) {
-        panic!("{}: {error}", M::NAME);
+    pass.layout.check(M::NAME, [batch, tokens]);
+    if let Some(state) = &mut state {
+        assert!(tokens > 0, "{}: x must hold at least 1 token per sequence, got 0", M::NAME);
+        let shape = mixer.state_shape(pass.layout.num_sequences(batch));
+        if let Err(error) = state.check(&shape) {
+            panic!("{}: {error}", M::NAME);
+        }
+        **state = std::mem::take(&mut **state).without_autodiff();
     }
-    *state = std::mem::take(state).without_autodiff();
-    let y = layout.without_padding(x, |x, layout| mixer.mix(x, layout, Some(&mut *state)));
-    state.advance(layout, [batch, tokens]);
+    let y = pass.layout.without_padding(x, |x, layout| {
+        let pass = Pass { layout, lower_bound: pass.lower_bound.clone() };
+        mixer.mix(x, &pass, state.as_deref_mut())
+    });
+    if let Some(state) = state {
+        state.advance(pass.layout, [batch, tokens]);
+    }
     y
 }
 
@@ -82,7 +93,7 @@ macro_rules! mixer_methods {
             ///
             /// Panics if the last axis of `x` is not `hidden_size`, or if the layout is not of `x`.
             pub fn forward_with(&self, x: Tensor<3>, layout: &SequenceLayout) -> Tensor<3> {
-                $crate::nn::mixer::run(self, x, layout, None)
+                $crate::nn::mixer::run(self, x, &layout.into(), None)
             }
 
             /// Applies the layer to the next tokens of sequences whose past is in `state`, one a
@@ -123,7 +134,7 @@ macro_rules! mixer_methods {
                 layout: &SequenceLayout,
                 state: &mut LayerState,
             ) -> Tensor<3> {
-                $crate::nn::mixer::run(self, x, layout, Some(state))
+                $crate::nn::mixer::run(self, x, &layout.into(), Some(state))
             }
 
             /// Applies the layer to the next token of sequences whose past is in `state`, and
@@ -156,123 +167,38 @@ macro_rules! mixer_methods {
 }
 pub(in crate::nn) use mixer_methods;
 
-/// Makes [`Mixer`] from its kinds.
-macro_rules! mixers {
-    ($($(#[$doc:meta])* $kind:ident($layer:ty),)*) => {
-        /// The sequence mixer of a [`GlaBlock`](crate::nn::GlaBlock), one of several kinds.
-        ///
-        /// To a module visitor it is the layer inside: parameters have the same paths whatever the
-        /// kind. A derived [`Module`] would put the name of the kind into them, and with it into
-        /// checkpoints.
-        #[derive(Clone, Debug)]
-        pub enum Mixer {
-            $($(#[$doc])* $kind($layer),)*
-        }
+transparent_module! {
+    /// The sequence mixer of a [`GlaBlock`](crate::nn::GlaBlock), one of several kinds.
+    ///
+    /// Parameters have the same paths whatever the kind: to a module visitor this is the layer
+    /// inside.
+    pub enum Mixer {
+        /// Gated linear attention, and what differs from it in its gate: see
+        /// [`GatedLinearAttention`].
+        Gla(GatedLinearAttention),
+        /// HGRN2.
+        Hgrn2(Hgrn2),
+        /// Mamba-2.
+        Mamba2(Mamba2),
+        /// Mamba.
+        Mamba(Mamba),
+        /// Softmax attention.
+        SoftmaxAttention(SoftmaxAttention),
+    }
+}
 
-        $(impl From<$layer> for Mixer {
-            fn from(layer: $layer) -> Self {
-                Self::$kind(layer)
-            }
-        })*
-
-        impl Mixer {
-            fn run(
-                &self,
-                x: Tensor<3>,
-                layout: &SequenceLayout,
-                state: Option<&mut LayerState>,
-            ) -> Tensor<3> {
-                match self {
-                    $(Self::$kind(layer) => run(layer, x, layout, state),)*
-                }
-            }
-
-            /// What the state of `batch` sequences is made of.
-            pub fn state_shape(&self, batch: usize) -> LayerStateShape {
-                match self {
-                    $(Self::$kind(layer) => Mix::state_shape(layer, batch),)*
-                }
-            }
-
-            fn dtype(&self) -> DType {
-                match self {
-                    $(Self::$kind(layer) => Mix::dtype(layer),)*
-                }
-            }
-        }
-
-        impl Module for Mixer {
-            fn collect_devices(&self, devices: Devices) -> Devices {
-                match self {
-                    $(Self::$kind(layer) => layer.collect_devices(devices),)*
-                }
-            }
-
-            fn fork(self, device: &Device) -> Self {
-                match self {
-                    $(Self::$kind(layer) => Self::$kind(layer.fork(device)),)*
-                }
-            }
-
-            fn to_device(self, device: &Device) -> Self {
-                match self {
-                    $(Self::$kind(layer) => Self::$kind(layer.to_device(device)),)*
-                }
-            }
-
-            fn train(self) -> Self {
-                match self {
-                    $(Self::$kind(layer) => Self::$kind(layer.train()),)*
-                }
-            }
-
-            fn valid(&self) -> Self {
-                match self {
-                    $(Self::$kind(layer) => Self::$kind(layer.valid()),)*
-                }
-            }
-
-            fn materialize(self) -> Self {
-                match self {
-                    $(Self::$kind(layer) => Self::$kind(layer.materialize()),)*
-                }
-            }
-
-            fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
-                match self {
-                    $(Self::$kind(layer) => layer.visit(visitor),)*
-                }
-            }
-
-            fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
-                match self {
-                    $(Self::$kind(layer) => Self::$kind(layer.map(mapper)),)*
-                }
-            }
-        }
-
-        impl ModuleDisplayDefault for Mixer {
-            fn content(&self, content: Content) -> Option<Content> {
-                match self {
-                    $(Self::$kind(layer) => content.add_single(layer).optional(),)*
-                }
-            }
-
-            fn num_params(&self) -> usize {
-                Module::num_params(self)
-            }
+/// The same for the layer of any kind.
+macro_rules! of_kind {
+    ($mixer:expr, $layer:ident => $result:expr) => {
+        match $mixer {
+            Mixer::Gla($layer) => $result,
+            Mixer::Hgrn2($layer) => $result,
+            Mixer::Mamba2($layer) => $result,
+            Mixer::Mamba($layer) => $result,
+            Mixer::SoftmaxAttention($layer) => $result,
         }
     };
 }
-
-mixers! {
-    /// Gated linear attention.
-    Gla(GatedLinearAttention),
-    /// Softmax attention.
-    SoftmaxAttention(SoftmaxAttention),
-}
-
-impl ModuleDisplay for Mixer {}
 
 impl Mixer {
     /// Applies the mixer to whole sequences.
@@ -286,7 +212,7 @@ impl Mixer {
     ///
     /// Panics if the last axis of `x` is not `hidden_size`, or if the layout is not of `x`.
     pub fn forward(&self, x: Tensor<3>, layout: &SequenceLayout) -> Tensor<3> {
-        self.run(x, layout, None)
+        self.run(x, &layout.into(), None)
     }
 
     /// Applies the mixer to the next tokens of sequences whose past is in `state`, and updates it.
@@ -306,7 +232,7 @@ impl Mixer {
         layout: &SequenceLayout,
         state: &mut LayerState,
     ) -> Tensor<3> {
-        self.run(x, layout, Some(state))
+        self.run(x, &layout.into(), Some(state))
     }
 
     /// Applies the mixer to the next token of sequences whose past is in `state`, and updates it.
@@ -325,6 +251,20 @@ impl Mixer {
 
     /// The state before the first token of `batch` sequences.
     pub fn init_state(&self, batch: usize, device: &Device) -> LayerState {
-        LayerState::zeros(&self.state_shape(batch), self.dtype(), device)
+        LayerState::zeros(&self.state_shape(batch), of_kind!(self, layer => layer.dtype()), device)
+    }
+
+    /// What the state of `batch` sequences is made of.
+    pub fn state_shape(&self, batch: usize) -> LayerStateShape {
+        of_kind!(self, layer => Mix::state_shape(layer, batch))
+    }
+
+    pub(in crate::nn) fn run(
+        &self,
+        x: Tensor<3>,
+        pass: &Pass,
+        state: Option<&mut LayerState>,
+    ) -> Tensor<3> {
+        of_kind!(self, layer => run(layer, x, pass, state))
     }
 }

@@ -7,7 +7,7 @@ use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData, assert_shape};
 
-use super::{Mix, mixer_methods};
+use super::{Mix, Pass, mixer_methods};
 use crate::nn::init::{projection, projection_with_bias};
 use crate::nn::{LayerState, LayerStateShape, Rotary, SequenceLayout};
 
@@ -39,9 +39,9 @@ impl SoftmaxAttentionConfig {
     ///
     /// # Panics
     ///
-    /// Panics if `hidden_size` is not an even multiple of `num_heads`, if `num_heads` is not a
-    /// multiple of `num_kv_heads`, if `window_size` is 0, or if `rope_theta` is not a positive
-    /// number.
+    /// Panics if `hidden_size` is not a positive multiple of `num_heads`, if `num_heads` is not a
+    /// multiple of `num_kv_heads`, if the width of a head is odd, if `window_size` is 0, or if
+    /// `rope_theta` is not a positive number.
     pub fn init(&self, device: &Device) -> SoftmaxAttention {
         let [num_kv_heads, head_dim] = self.heads();
         let (hidden, std) = (self.hidden_size, self.initializer_range);
@@ -79,9 +79,9 @@ impl SoftmaxAttentionConfig {
         let (hidden, heads) = (self.hidden_size, self.num_heads);
         let kv_heads = self.num_kv_heads.unwrap_or(heads);
         assert!(
-            heads > 0 && hidden > 0 && hidden.is_multiple_of(2 * heads),
-            "SoftmaxAttentionConfig: hidden_size = {hidden} must be an even multiple of num_heads = \
-             {heads}"
+            heads > 0 && hidden > 0 && hidden.is_multiple_of(heads),
+            "SoftmaxAttentionConfig: hidden_size = {hidden} must be a positive multiple of \
+             num_heads = {heads}"
         );
         assert!(
             kv_heads > 0 && heads.is_multiple_of(kv_heads),
@@ -92,11 +92,7 @@ impl SoftmaxAttentionConfig {
             self.window_size != Some(0),
             "SoftmaxAttentionConfig: window_size must be at least 1, got 0"
         );
-        assert!(
-            self.rope_theta.is_finite() && self.rope_theta > 0.0,
-            "SoftmaxAttentionConfig: rope_theta must be finite and positive, got {}",
-            self.rope_theta
-        );
+        Rotary::check("SoftmaxAttentionConfig", self.rope_theta, hidden / heads);
         [kv_heads, hidden / heads]
     }
 }
@@ -143,12 +139,8 @@ mixer_methods!(SoftmaxAttention);
 impl Mix for SoftmaxAttention {
     const NAME: &'static str = "SoftmaxAttention";
 
-    fn mix(
-        &self,
-        x: Tensor<3>,
-        layout: &SequenceLayout,
-        state: Option<&mut LayerState>,
-    ) -> Tensor<3> {
+    fn mix(&self, x: Tensor<3>, pass: &Pass, state: Option<&mut LayerState>) -> Tensor<3> {
+        let layout = pass.layout;
         let [batch, tokens, _] = x.dims();
         let [hidden, _] = self.q_proj.weight.dims();
         assert_shape!(x, [_, _, hidden]);
