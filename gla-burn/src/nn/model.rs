@@ -125,7 +125,7 @@ impl GlaTransformerConfig {
         };
         let mixer = match self.attn.as_ref().and_then(|attn| attn.at(layer)) {
             Some(spec) => MixerConfig::SoftmaxAttention(spec.layer(self.hidden_size)),
-            None => self.mixer(),
+            None => self.layer_mixer(),
         };
         let mlp = GlaMlpConfig {
             hidden_size: self.hidden_size,
@@ -137,7 +137,7 @@ impl GlaTransformerConfig {
     }
 
     /// The mixer of the layers that `attn` does not list.
-    fn mixer(&self) -> MixerConfig {
+    pub(crate) fn layer_mixer(&self) -> MixerConfig {
         self.mixer.clone().unwrap_or_else(|| MixerConfig::Gla(self.attention()))
     }
 
@@ -168,6 +168,27 @@ impl GlaTransformerConfig {
             clamp_min: self.clamp_min,
             initializer_range: self.initializer_range,
         }
+    }
+
+    /// Says what is wrong with the configuration, if anything is.
+    ///
+    /// # Errors
+    ///
+    /// What [`init`](Self::init) would panic with, or which size is 0.
+    pub fn check(&self) -> Result<(), String> {
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("intermediate_size", self.intermediate_size.unwrap_or(1)),
+        ];
+        if let Some((name, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
+            return Err(format!("{name} must be at least 1, got 0"));
+        }
+        if let Some(attn) = &self.attn {
+            let checked = attn.check(self.num_hidden_layers, self.hidden_size);
+            checked.map_err(|error| error.to_string())?;
+        }
+        self.blocks().try_for_each(|block| block.attn.check())
     }
 
     /// Number of parameters of the model, without making it; a tied embedding counts once.

@@ -26,16 +26,16 @@ pub(super) struct Angles {
 }
 
 impl Rotary {
-    /// Checks the sizes that the configuration `owner` has.
-    pub(super) fn check(owner: &str, theta: f64, head_dim: usize) {
-        assert!(
-            theta.is_finite() && theta > 0.0,
-            "{owner}: rope_theta must be finite and positive, got {theta}"
-        );
-        assert!(
-            head_dim.is_multiple_of(2),
-            "{owner}: rotary positions need heads of an even width, got {head_dim}"
-        );
+    /// Whether heads of this width can be turned.
+    pub(super) fn check(&self, head_dim: usize) -> Result<(), String> {
+        let theta = self.theta;
+        if !(theta.is_finite() && theta > 0.0) {
+            return Err(format!("rope_theta must be finite and positive, got {theta}"));
+        }
+        if !head_dim.is_multiple_of(2) {
+            return Err(format!("rotary positions need heads of an even width, got {head_dim}"));
+        }
+        Ok(())
     }
 
     /// The angles of the tokens of a `[B, T]` batch, of sequences that have seen so many tokens.

@@ -55,7 +55,7 @@ impl GatedLinearAttentionConfig {
     ///
     /// Panics if `hidden_size * expand_k` or `hidden_size * expand_v` is not a positive multiple of
     /// `num_heads`, if `num_heads` is not a multiple of `num_kv_heads`, if a size is 0, if
-    /// `gate_logit_normalizer` is not positive, or if `clamp_min` is positive.
+    /// `gate_logit_normalizer` or `norm_eps` is not positive, or if `clamp_min` is positive.
     pub fn init(&self, device: &Device) -> GatedLinearAttention {
         self.parts().init(device)
     }
@@ -69,22 +69,23 @@ impl GatedLinearAttentionConfig {
         self.parts().num_params()
     }
 
+    /// Says what is wrong with the configuration, if anything is.
+    ///
+    /// # Errors
+    ///
+    /// What [`init`](Self::init) would panic with.
+    pub fn check(&self) -> Result<(), String> {
+        self.try_parts().map(drop)
+    }
+
     fn parts(&self) -> Parts {
-        const NAME: &str = "GatedLinearAttentionConfig";
+        self.try_parts().unwrap_or_else(|reason| panic!("GatedLinearAttentionConfig: {reason}"))
+    }
+
+    fn try_parts(&self) -> Result<Parts, String> {
         let num_heads = [self.num_heads, self.num_kv_heads.unwrap_or(self.num_heads)];
-        let heads = Heads::new(NAME, self.hidden_size, num_heads, [self.expand_k, self.expand_v]);
-        assert!(self.gate_low_rank_dim > 0, "{NAME}: gate_low_rank_dim must be at least 1, got 0");
-        assert!(
-            self.gate_logit_normalizer > 0.0,
-            "{NAME}: gate_logit_normalizer must be positive, got {}",
-            self.gate_logit_normalizer
-        );
-        assert!(
-            self.clamp_min.is_none_or(|min| min <= 0.0),
-            "{NAME}: clamp_min must be at most 0, got {:?}",
-            self.clamp_min
-        );
-        Parts {
+        let heads = Heads::new(self.hidden_size, num_heads, [self.expand_k, self.expand_v])?;
+        let parts = Parts {
             conv_size: self.use_short_conv.then_some(self.conv_size),
             gate: GateParts::Vector(self.gate_low_rank_dim),
             gate_logit_normalizer: self.gate_logit_normalizer,
@@ -92,6 +93,7 @@ impl GatedLinearAttentionConfig {
             feature_map: self.feature_map,
             output_norm: OutputNorm::gated(self.use_output_gate),
             ..Parts::new(self.hidden_size, heads, self.norm_eps, self.initializer_range)
-        }
+        };
+        parts.checked()
     }
 }

@@ -70,29 +70,31 @@ impl OutputNorm {
 }
 
 impl Heads {
-    /// Checks the sizes that the configuration `owner` has and derives the widths of the heads.
+    /// Derives the widths of the heads.
+    ///
+    /// # Errors
+    ///
+    /// What does not divide.
     pub fn new(
-        owner: &str,
         hidden_size: usize,
         [num, num_kv]: [usize; 2],
         [expand_k, expand_v]: [f64; 2],
-    ) -> Self {
-        assert!(num > 0, "{owner}: num_heads must be at least 1, got 0");
+    ) -> Result<Self, String> {
         let head_dim = |name: &str, expand: f64| {
             let dim = (hidden_size as f64 * expand) as usize;
-            assert!(
-                dim > 0 && dim.is_multiple_of(num),
-                "{owner}: hidden_size * {name} = {hidden_size} * {expand} = {dim} must be a \
-                 positive multiple of num_heads = {num}"
-            );
-            dim / num
+            if num > 0 && dim > 0 && dim.is_multiple_of(num) {
+                return Ok(dim / num);
+            }
+            Err(format!(
+                "hidden_size * {name} = {hidden_size} * {expand} = {dim} must be a positive \
+                 multiple of num_heads = {num}"
+            ))
         };
-        let (k_dim, v_dim) = (head_dim("expand_k", expand_k), head_dim("expand_v", expand_v));
-        assert!(
-            num_kv > 0 && num.is_multiple_of(num_kv),
-            "{owner}: num_heads = {num} must be a multiple of num_kv_heads = {num_kv}"
-        );
-        Self { num, num_kv, k_dim, v_dim }
+        let (k_dim, v_dim) = (head_dim("expand_k", expand_k)?, head_dim("expand_v", expand_v)?);
+        if num_kv == 0 || !num.is_multiple_of(num_kv) {
+            return Err(format!("num_heads = {num} must be a multiple of num_kv_heads = {num_kv}"));
+        }
+        Ok(Self { num, num_kv, k_dim, v_dim })
     }
 
     /// Widths of all queries, keys and values.
@@ -124,6 +126,32 @@ impl Parts {
             norm_eps,
             initializer_range,
         }
+    }
+
+    /// The parts, if they fit.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is wrong.
+    pub fn checked(self) -> Result<Self, String> {
+        let bad = |value: f64| value.is_nan() || value <= 0.0;
+        let reason = if matches!(self.gate, GateParts::Vector(0)) {
+            "gate_low_rank_dim must be at least 1, got 0".into()
+        } else if bad(self.gate_logit_normalizer) {
+            format!("gate_logit_normalizer must be positive, got {}", self.gate_logit_normalizer)
+        } else if self.clamp_min.is_some_and(|min| min.is_nan() || min > 0.0) {
+            format!("clamp_min must be at most 0, got {:?}", self.clamp_min)
+        } else if self.conv_size == Some(0) {
+            "conv_size must be at least 1, got 0".into()
+        } else if bad(self.norm_eps) {
+            format!("norm_eps must be positive, got {}", self.norm_eps)
+        } else {
+            if let Some(rotary) = self.rotary {
+                rotary.check(self.heads.k_dim)?;
+            }
+            return Ok(self);
+        };
+        Err(reason)
     }
 
     pub fn init(&self, device: &Device) -> GatedLinearAttention {

@@ -69,6 +69,15 @@ impl MixerConfig {
         of_kind!(self, config => config.init(device).into())
     }
 
+    /// Says what is wrong with the configuration, if anything is.
+    ///
+    /// # Errors
+    ///
+    /// What [`init`](Self::init) would panic with.
+    pub fn check(&self) -> Result<(), String> {
+        of_kind!(self, config => config.check())
+    }
+
     /// Width of the input and the output.
     pub fn hidden_size(&self) -> usize {
         of_kind!(self, config => config.hidden_size)

@@ -46,8 +46,8 @@ impl Hgrn2Config {
     ///
     /// # Panics
     ///
-    /// Panics if `hidden_size` is not a positive multiple of the number of heads, or if
-    /// `expand_ratio` is 0.
+    /// Panics if `hidden_size` is not a positive multiple of the number of heads, if a size is 0, or
+    /// if `norm_eps` is not positive.
     pub fn init(&self, device: &Device) -> Hgrn2 {
         let (hidden, std) = (self.hidden_size, self.initializer_range);
         let [num_heads, forget_dim] = self.heads();
@@ -85,16 +85,36 @@ impl Hgrn2Config {
         self.heads()[1]
     }
 
-    /// Checks the configuration and derives the number of heads and the width of all gates.
+    /// Says what is wrong with the configuration, if anything is.
+    ///
+    /// # Errors
+    ///
+    /// What [`init`](Self::init) would panic with.
+    pub fn check(&self) -> Result<(), String> {
+        self.try_heads().map(drop)
+    }
+
     fn heads(&self) -> [usize; 2] {
+        self.try_heads().unwrap_or_else(|reason| panic!("Hgrn2Config: {reason}"))
+    }
+
+    /// Checks the configuration and derives the number of heads and the width of all gates.
+    fn try_heads(&self) -> Result<[usize; 2], String> {
         let (hidden, ratio) = (self.hidden_size, self.expand_ratio);
-        assert!(ratio > 0, "Hgrn2Config: expand_ratio must be at least 1, got 0");
-        let heads = self.num_heads.unwrap_or(hidden / ratio);
-        assert!(
-            heads > 0 && hidden > 0 && hidden.is_multiple_of(heads),
-            "Hgrn2Config: hidden_size = {hidden} must be a positive multiple of num_heads = {heads}"
-        );
-        [heads, heads * ratio]
+        let heads = self.num_heads.unwrap_or(hidden / ratio.max(1));
+        if ratio == 0 {
+            Err("expand_ratio must be at least 1, got 0".into())
+        } else if heads == 0 || hidden == 0 || !hidden.is_multiple_of(heads) {
+            Err(format!(
+                "hidden_size = {hidden} must be a positive multiple of num_heads = {heads}"
+            ))
+        } else if self.conv_size == 0 {
+            Err("conv_size must be at least 1, got 0".into())
+        } else if self.norm_eps.is_nan() || self.norm_eps <= 0.0 {
+            Err(format!("norm_eps must be positive, got {}", self.norm_eps))
+        } else {
+            Ok([heads, heads * ratio])
+        }
     }
 }
 

@@ -59,7 +59,8 @@ impl LinearAttentionConfig {
     /// # Panics
     ///
     /// Panics if `hidden_size * expand_k` or `hidden_size * expand_v` is not a positive multiple of
-    /// `num_heads`, or if `num_heads` is not a multiple of `num_kv_heads`.
+    /// `num_heads`, if `num_heads` is not a multiple of `num_kv_heads`, or if `norm_eps` is not
+    /// positive.
     pub fn init(&self, device: &Device) -> GatedLinearAttention {
         self.parts().init(device)
     }
@@ -73,11 +74,23 @@ impl LinearAttentionConfig {
         self.parts().num_params()
     }
 
+    /// Says what is wrong with the configuration, if anything is.
+    ///
+    /// # Errors
+    ///
+    /// What [`init`](Self::init) would panic with.
+    pub fn check(&self) -> Result<(), String> {
+        self.try_parts().map(drop)
+    }
+
     fn parts(&self) -> Parts {
+        self.try_parts().unwrap_or_else(|reason| panic!("LinearAttentionConfig: {reason}"))
+    }
+
+    fn try_parts(&self) -> Result<Parts, String> {
         let num_heads = [self.num_heads, self.num_kv_heads.unwrap_or(self.num_heads)];
-        let expand = [self.expand_k, self.expand_v];
-        let heads = Heads::new("LinearAttentionConfig", self.hidden_size, num_heads, expand);
-        Parts {
+        let heads = Heads::new(self.hidden_size, num_heads, [self.expand_k, self.expand_v])?;
+        let parts = Parts {
             feature_map: match self.feature_map {
                 LinearFeatureMap::Elu => Some(FeatureMap::Elu),
                 LinearFeatureMap::Relu => Some(FeatureMap::Relu),
@@ -87,6 +100,7 @@ impl LinearAttentionConfig {
             normalize: self.do_feature_map_norm,
             output_norm: OutputNorm::Named,
             ..Parts::new(self.hidden_size, heads, self.norm_eps, self.initializer_range)
-        }
+        };
+        parts.checked()
     }
 }

@@ -90,16 +90,34 @@ impl MambaConfig {
             .with_initializer_range(self.initializer_range)
     }
 
-    /// Checks the configuration and derives the width inside and the rank.
+    /// Says what is wrong with the configuration, if anything is.
+    ///
+    /// # Errors
+    ///
+    /// What [`init`](Self::init) would panic with.
+    pub fn check(&self) -> Result<(), String> {
+        self.try_widths().map(drop)
+    }
+
     fn widths(&self) -> [usize; 2] {
+        self.try_widths().unwrap_or_else(|reason| panic!("MambaConfig: {reason}"))
+    }
+
+    /// Checks the configuration and derives the width inside and the rank.
+    fn try_widths(&self) -> Result<[usize; 2], String> {
         let inner = self.hidden_size * self.expand;
         let rank = self.time_step_rank.unwrap_or(self.hidden_size.div_ceil(16));
-        let sizes = [("hidden_size * expand", inner), ("time_step_rank", rank)];
-        for (name, size) in sizes.into_iter().chain([("state_size", self.state_size)]) {
-            assert!(size > 0, "MambaConfig: {name} must be at least 1, got 0");
+        let sizes = [
+            ("hidden_size * expand", inner),
+            ("time_step_rank", rank),
+            ("state_size", self.state_size),
+            ("conv_kernel", self.conv_kernel),
+        ];
+        if let Some((name, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
+            return Err(format!("{name} must be at least 1, got 0"));
         }
-        self.time_steps.check("MambaConfig");
-        [inner, rank]
+        self.time_steps.check()?;
+        Ok([inner, rank])
     }
 }
 

@@ -60,8 +60,8 @@ impl Mamba2Config {
     /// # Panics
     ///
     /// Panics if `hidden_size * expand` is not a positive multiple of `head_dim`, if the number of
-    /// heads is not a multiple of `n_groups`, if a size is 0, or if the time steps do not rise from
-    /// above 0.
+    /// heads is not a multiple of `n_groups`, if a size is 0, if `norm_eps` is not positive, or if
+    /// the time steps do not rise from above 0.
     pub fn init(&self, device: &Device) -> Mamba2 {
         let (hidden, std) = (self.hidden_size, self.initializer_range);
         let [inner, heads, conv_dim] = self.widths();
@@ -103,24 +103,42 @@ impl Mamba2Config {
             .with_initializer_range(self.initializer_range)
     }
 
+    /// Says what is wrong with the configuration, if anything is.
+    ///
+    /// # Errors
+    ///
+    /// What [`init`](Self::init) would panic with.
+    pub fn check(&self) -> Result<(), String> {
+        self.try_widths().map(drop)
+    }
+
+    fn widths(&self) -> [usize; 3] {
+        self.try_widths().unwrap_or_else(|reason| panic!("Mamba2Config: {reason}"))
+    }
+
     /// Checks the configuration and derives the width inside, the number of heads, and the width of
     /// what is convolved.
-    fn widths(&self) -> [usize; 3] {
+    fn try_widths(&self) -> Result<[usize; 3], String> {
         let inner = self.hidden_size * self.expand;
         let (dim, groups, state) = (self.head_dim, self.n_groups, self.state_size);
-        assert!(
-            inner > 0 && dim > 0 && inner.is_multiple_of(dim),
-            "Mamba2Config: hidden_size * expand = {inner} must be a positive multiple of head_dim = \
-             {dim}"
-        );
+        if inner == 0 || dim == 0 || !inner.is_multiple_of(dim) {
+            return Err(format!(
+                "hidden_size * expand = {inner} must be a positive multiple of head_dim = {dim}"
+            ));
+        }
         let heads = inner / dim;
-        assert!(
-            groups > 0 && heads.is_multiple_of(groups),
-            "Mamba2Config: the number of heads, {heads}, must be a multiple of n_groups = {groups}"
-        );
-        assert!(state > 0, "Mamba2Config: state_size must be at least 1, got 0");
-        self.time_steps.check("Mamba2Config");
-        [inner, heads, inner + 2 * groups * state]
+        if groups == 0 || !heads.is_multiple_of(groups) {
+            Err(format!("the number of heads, {heads}, must be a multiple of n_groups = {groups}"))
+        } else if state == 0 {
+            Err("state_size must be at least 1, got 0".into())
+        } else if self.conv_kernel == 0 {
+            Err("conv_kernel must be at least 1, got 0".into())
+        } else if self.norm_eps.is_nan() || self.norm_eps <= 0.0 {
+            Err(format!("norm_eps must be positive, got {}", self.norm_eps))
+        } else {
+            self.time_steps.check()?;
+            Ok([inner, heads, inner + 2 * groups * state])
+        }
     }
 }
 

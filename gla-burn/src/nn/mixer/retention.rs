@@ -88,8 +88,8 @@ impl RetentionConfig {
     ///
     /// Panics if `hidden_size * expand_k` or `hidden_size * expand_v` is not a positive multiple of
     /// `num_heads`, if `num_heads` is not a multiple of `num_kv_heads`, if a head has an odd width
-    /// to turn, if `rope_theta` is not a positive number, or if the decay is of a layer beyond
-    /// `num_layers`.
+    /// to turn, if `rope_theta` or `norm_eps` is not a positive number, or if the decay is of a
+    /// layer beyond `num_layers`.
     pub fn init(&self, device: &Device) -> GatedLinearAttention {
         self.parts().init(device)
     }
@@ -103,27 +103,38 @@ impl RetentionConfig {
         self.parts().num_params()
     }
 
+    /// Says what is wrong with the configuration, if anything is.
+    ///
+    /// # Errors
+    ///
+    /// What [`init`](Self::init) would panic with.
+    pub fn check(&self) -> Result<(), String> {
+        self.try_parts().map(drop)
+    }
+
     fn parts(&self) -> Parts {
-        const NAME: &str = "RetentionConfig";
+        self.try_parts().unwrap_or_else(|reason| panic!("RetentionConfig: {reason}"))
+    }
+
+    fn try_parts(&self) -> Result<Parts, String> {
         let num_heads = [self.num_heads, self.num_kv_heads.unwrap_or(self.num_heads)];
-        let heads = Heads::new(NAME, self.hidden_size, num_heads, [self.expand_k, self.expand_v]);
-        if let Some(theta) = self.rope_theta {
-            Rotary::check(NAME, theta, heads.k_dim);
-        }
-        if let FixedDecay::Lightning { layer, num_layers } = self.decay {
-            assert!(
-                layer < num_layers,
-                "{NAME}: layer = {layer} of the decay must be below num_layers = {num_layers}"
-            );
+        let heads = Heads::new(self.hidden_size, num_heads, [self.expand_k, self.expand_v])?;
+        if let FixedDecay::Lightning { layer, num_layers } = self.decay
+            && layer >= num_layers
+        {
+            return Err(format!(
+                "layer = {layer} of the decay must be below num_layers = {num_layers}"
+            ));
         }
         let decay = |head| self.decay.log_decay(head, heads.num) as f32;
-        Parts {
+        let parts = Parts {
             conv_size: self.use_short_conv.then_some(self.conv_size),
             gate: GateParts::Fixed((0..heads.num).map(decay).collect()),
             feature_map: self.feature_map,
             rotary: self.rope_theta.map(|theta| Rotary { theta }),
             output_norm: OutputNorm::gated(self.use_output_gate),
             ..Parts::new(self.hidden_size, heads, self.norm_eps, self.initializer_range)
-        }
+        };
+        parts.checked()
     }
 }

@@ -49,7 +49,7 @@ impl SimpleGlaConfig {
     /// # Panics
     ///
     /// Panics if `hidden_size * expand_k` or `hidden_size * expand_v` is not a positive multiple of
-    /// `num_heads`, or if `gate_logit_normalizer` is not positive.
+    /// `num_heads`, if a size is 0, or if `gate_logit_normalizer` or `norm_eps` is not positive.
     pub fn init(&self, device: &Device) -> GatedLinearAttention {
         self.parts().init(device)
     }
@@ -63,22 +63,30 @@ impl SimpleGlaConfig {
         self.parts().num_params()
     }
 
+    /// Says what is wrong with the configuration, if anything is.
+    ///
+    /// # Errors
+    ///
+    /// What [`init`](Self::init) would panic with.
+    pub fn check(&self) -> Result<(), String> {
+        self.try_parts().map(drop)
+    }
+
     fn parts(&self) -> Parts {
-        const NAME: &str = "SimpleGlaConfig";
+        self.try_parts().unwrap_or_else(|reason| panic!("SimpleGlaConfig: {reason}"))
+    }
+
+    fn try_parts(&self) -> Result<Parts, String> {
         let (num_heads, expand) = ([self.num_heads; 2], [self.expand_k, self.expand_v]);
-        let heads = Heads::new(NAME, self.hidden_size, num_heads, expand);
-        assert!(
-            self.gate_logit_normalizer > 0.0,
-            "{NAME}: gate_logit_normalizer must be positive, got {}",
-            self.gate_logit_normalizer
-        );
-        Parts {
+        let heads = Heads::new(self.hidden_size, num_heads, expand)?;
+        let parts = Parts {
             conv_size: self.use_short_conv.then_some(self.conv_size),
             gate: GateParts::Scalar,
             gate_logit_normalizer: self.gate_logit_normalizer,
             feature_map: self.feature_map,
             output_norm: OutputNorm::Gated,
             ..Parts::new(self.hidden_size, heads, self.norm_eps, self.initializer_range)
-        }
+        };
+        parts.checked()
     }
 }

@@ -39,9 +39,9 @@ impl SoftmaxAttentionConfig {
     ///
     /// # Panics
     ///
-    /// Panics if `hidden_size` is not a positive multiple of `num_heads`, if `num_heads` is not a
-    /// multiple of `num_kv_heads`, if the width of a head is odd, if `window_size` is 0, or if
-    /// `rope_theta` is not a positive number.
+    /// Panics if `hidden_size` is not an even multiple of `num_heads`, if `num_heads` is not a
+    /// multiple of `num_kv_heads`, if `window_size` is 0, or if `rope_theta` is not a positive
+    /// number.
     pub fn init(&self, device: &Device) -> SoftmaxAttention {
         let [num_kv_heads, head_dim] = self.heads();
         let (hidden, std) = (self.hidden_size, self.initializer_range);
@@ -74,26 +74,33 @@ impl SoftmaxAttentionConfig {
         self.hidden_size * qkv + bias + self.hidden_size * self.hidden_size
     }
 
-    /// Checks the configuration and derives the heads of keys and values, and their width.
+    /// Says what is wrong with the configuration, if anything is.
+    ///
+    /// # Errors
+    ///
+    /// What [`init`](Self::init) would panic with.
+    pub fn check(&self) -> Result<(), String> {
+        self.try_heads().map(drop)
+    }
+
     fn heads(&self) -> [usize; 2] {
+        self.try_heads().unwrap_or_else(|reason| panic!("SoftmaxAttentionConfig: {reason}"))
+    }
+
+    /// Checks the configuration and derives the heads of keys and values, and their width.
+    fn try_heads(&self) -> Result<[usize; 2], String> {
         let (hidden, heads) = (self.hidden_size, self.num_heads);
         let kv_heads = self.num_kv_heads.unwrap_or(heads);
-        assert!(
-            heads > 0 && hidden > 0 && hidden.is_multiple_of(heads),
-            "SoftmaxAttentionConfig: hidden_size = {hidden} must be a positive multiple of \
-             num_heads = {heads}"
-        );
-        assert!(
-            kv_heads > 0 && heads.is_multiple_of(kv_heads),
-            "SoftmaxAttentionConfig: num_heads = {heads} must be a multiple of num_kv_heads = \
-             {kv_heads}"
-        );
-        assert!(
-            self.window_size != Some(0),
-            "SoftmaxAttentionConfig: window_size must be at least 1, got 0"
-        );
-        Rotary::check("SoftmaxAttentionConfig", self.rope_theta, hidden / heads);
-        [kv_heads, hidden / heads]
+        if heads == 0 || hidden == 0 || !hidden.is_multiple_of(2 * heads) {
+            Err(format!("hidden_size = {hidden} must be an even multiple of num_heads = {heads}"))
+        } else if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+            Err(format!("num_heads = {heads} must be a multiple of num_kv_heads = {kv_heads}"))
+        } else if self.window_size == Some(0) {
+            Err("window_size must be at least 1, got 0".into())
+        } else {
+            Rotary { theta: self.rope_theta }.check(hidden / heads)?;
+            Ok([kv_heads, hidden / heads])
+        }
     }
 }
 

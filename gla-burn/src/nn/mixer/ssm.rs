@@ -21,12 +21,12 @@ impl Default for TimeSteps {
 }
 
 impl TimeSteps {
-    pub(super) fn check(&self, owner: &str) {
+    pub(super) fn check(&self) -> Result<(), String> {
         let Self { min, max } = *self;
-        assert!(
-            0.0 < min && min <= max && max.is_finite(),
-            "{owner}: the time steps must rise from above 0, got {min} to {max}"
-        );
+        if 0.0 < min && min <= max && max.is_finite() {
+            return Ok(());
+        }
+        Err(format!("the time steps must rise from above 0, got {min} to {max}"))
     }
 
     /// Biases whose softplus are time steps, `[num]`.
