@@ -5,6 +5,8 @@
 
 #![cfg(feature = "flex")]
 
+#[path = "modules/configs.rs"]
+mod configs;
 #[path = "modules/layouts.rs"]
 mod layouts;
 #[path = "modules/mixers.rs"]

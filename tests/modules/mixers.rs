@@ -1,20 +1,18 @@
-//! Every kind of mixer: against a naive one in f64, values and gradients; in pieces and steps; sizes
-//! and configurations.
+//! Every kind of mixer: against a naive one in f64, values and gradients; in pieces and steps;
+//! states. Configurations are in `configs.rs`.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::store::{BurnToPyTorchAdapter, ModuleSnapshot};
-use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 use gla_burn::{
-    FeatureMap, FixedDecay, GlaTransformerConfig, Hgrn2Config, HybridAttention,
-    HybridAttentionError, HybridAttentionSpec, LinearAttentionConfig, LinearFeatureMap,
-    Mamba2Config, MambaConfig, Mixer, MixerConfig, RetentionConfig, SimpleGlaConfig,
-    SoftmaxAttentionConfig, TimeSteps, fla_name,
+    FeatureMap, FixedDecay, GlaState, GlaTransformerConfig, Hgrn2Config, HybridAttention,
+    HybridAttentionSpec, LinearAttentionConfig, LinearFeatureMap, Mamba2Config, MambaConfig, Mixer,
+    MixerConfig, RetentionConfig, SimpleGlaConfig, SoftmaxAttentionConfig,
 };
 
 use crate::naive::{Rows, naive, naive_model};
 use crate::{VOCAB, assert_close, cases, config, draw, drawn, ids, values};
 
-const HIDDEN: usize = 32;
+pub const HIDDEN: usize = 32;
 
 /// The kinds beside gated linear attention, with their switches.
 pub fn kinds() -> Vec<(&'static str, GlaTransformerConfig)> {
@@ -83,6 +81,11 @@ fn rows(x: &Tensor<3>) -> Rows {
     values(x.clone()).chunks(x.dims()[2]).map(<[f64]>::to_vec).collect()
 }
 
+fn numbers(ids: &Tensor<2, Int>) -> Vec<usize> {
+    let numbers: Vec<i64> = ids.clone().into_data().convert::<i64>().try_into_vec().unwrap();
+    numbers.into_iter().map(|id| id as usize).collect()
+}
+
 /// Mixers of the last layers, where some kinds differ from the first.
 fn mixers(norm_eps: f64, device: &Device) -> impl Iterator<Item = (&'static str, Mixer)> {
     let mixer = move |config: GlaTransformerConfig| config.with_norm_eps(norm_eps).block(1).attn;
@@ -109,9 +112,8 @@ fn models_equal_naive_models() {
         config.num_hidden_layers = 3;
         let model = drawn(config.init(&device));
         let ids = ids([1, 25], &device);
-        let numbers: Vec<i64> = ids.clone().into_data().convert::<i64>().try_into_vec().unwrap();
-        let numbers: Vec<usize> = numbers.into_iter().map(|id| id as usize).collect();
-        let expected = TensorData::new(naive_model(&model, &numbers).concat(), [1, 25, VOCAB]);
+        let logits = naive_model(&model, &numbers(&ids)).concat();
+        let expected = TensorData::new(logits, [1, 25, VOCAB]);
         assert_close(name, model.forward(ids), Tensor::from_data(expected, &device), 1e-4);
     }
 }
@@ -157,8 +159,38 @@ impl ModuleVisitor for Count {
     }
 }
 
-/// Along the gradient of each parameter, and of the input, the naive loss grows as the gradient
-/// says.
+/// Along the gradient of each parameter, `expected` grows as the gradient of `loss` says.
+fn check_gradients<M: Module>(
+    name: &str,
+    module: &M,
+    loss: Tensor<1>,
+    expected: impl Fn(&M) -> f64,
+) -> Gradients {
+    let grads = loss.backward();
+    let mut count = Count(0);
+    module.visit(&mut count);
+    for index in 0..count.0 {
+        let nudged = |amount: f32| {
+            let (shape, expected_change) = (Vec::new(), 0.0);
+            let mut nudge =
+                Nudge { index, amount, grads: &grads, shape, expected: expected_change };
+            let module = module.clone().map(&mut nudge);
+            (expected(&module), nudge.expected, nudge.shape)
+        };
+        let ((up, rise, shape), (down, fall, _)) = (nudged(STEP), nudged(-STEP));
+        check_slope(&format!("{name}, parameter {index} {shape:?}"), up - down, rise - fall);
+    }
+    grads
+}
+
+fn check_slope(what: &str, found: f64, expected: f64) {
+    let error = (found - expected).abs();
+    assert!(error <= 1e-3 * expected.abs() + 1e-6, "{what}: {found} for {expected}");
+}
+
+/// Largest change of an entry.
+const STEP: f32 = 2e-4;
+
 #[test]
 fn gradients_equal_differences_of_naive_mixers() {
     let device = Device::flex().autodiff();
@@ -171,38 +203,72 @@ fn gradients_equal_differences_of_naive_mixers() {
             naive(mixer, x, None).concat().iter().zip(&weight_rows).map(|(y, w)| y * w).sum()
         };
         let output = mixer.forward(x.clone(), &Default::default());
-        let grads = (output * weights).sum().backward();
-
-        let step = 2e-4f32;
-        let check = |what: &str, rise: f64, expected: f64| {
-            let error = (rise - expected).abs();
-            assert!(error <= 1e-3 * expected.abs() + 1e-6, "{name}, {what}: {rise} for {expected}");
-        };
-        let mut count = Count(0);
-        mixer.visit(&mut count);
-        for index in 0..count.0 {
-            let nudged = |amount: f32| {
-                let (shape, expected) = (Vec::new(), 0.0);
-                let mut nudge = Nudge { index, amount, grads: &grads, shape, expected };
-                let mixer = mixer.clone().map(&mut nudge);
-                (loss(&mixer, &rows(&x)), nudge.expected, nudge.shape)
-            };
-            let ((up, rise, shape), (down, fall, _)) = (nudged(step), nudged(-step));
-            check(&format!("parameter {index} {shape:?}"), up - down, rise - fall);
-        }
+        let input = rows(&x);
+        let grads = check_gradients(name, &mixer, (output * weights).sum(), |m| loss(m, &input));
 
         let slope = rows(&x.grad(&grads).expect("tracked"));
         let largest = slope.concat().iter().fold(0.0, |m: f64, g| m.max(g.abs()));
         let moved = |amount: f64| -> Rows {
-            let rows = rows(&x).into_iter().zip(&slope);
-            let moved = |(row, slope): (Vec<f64>, &Vec<f64>)| {
+            let moved = |(row, slope): (&Vec<f64>, &Vec<f64>)| {
                 row.iter().zip(slope).map(|(x, g)| x + amount * g / largest).collect()
             };
-            rows.map(moved).collect()
+            input.iter().zip(&slope).map(moved).collect()
         };
         let rise = loss(&mixer, &moved(1e-4)) - loss(&mixer, &moved(-1e-4));
         let squares: f64 = slope.concat().iter().map(|g| g * g).sum();
-        check("input", rise, 2e-4 * squares / largest);
+        check_slope(&format!("{name}, input"), rise, 2e-4 * squares / largest);
+    }
+}
+
+/// Lower bounds are parameters of the model.
+#[test]
+fn gradients_of_lower_bounds_equal_differences() {
+    let device = Device::flex().autodiff();
+    let (name, mut config) = kinds().into_iter().find(|(name, _)| *name == "hgrn2").unwrap();
+    config.num_hidden_layers = 3;
+    let model = drawn(config.with_norm_eps(1e-1).init(&device));
+    let ids = ids([1, 13], &device);
+    let weights = draw([1, 13, VOCAB], -1.0..1.0, &device);
+    let (numbers, weight_values) = (numbers(&ids), values(weights.clone()));
+    let loss = (model.forward(ids) * weights).sum();
+    check_gradients(name, &model, loss, |model| {
+        let logits = naive_model(model, &numbers).concat();
+        logits.iter().zip(&weight_values).map(|(y, w)| y * w).sum()
+    });
+}
+
+/// A state serves as well after a file, and models with and without autodiff alike.
+#[test]
+fn states_of_all_kinds_are_values() {
+    let (plain, training) = (Device::flex(), Device::flex().autodiff());
+    let path = std::env::temp_dir().join(format!("gla-{}-kinds", std::process::id()));
+    for (name, config) in all() {
+        let model = drawn(config.init(&training));
+        let mut state = model.init_state(2, &training);
+        for _ in 0..2 {
+            assert!(model.prefill(ids([2, 7], &training), &mut state).is_tracked(), "{name}");
+            for layer in &state.layers {
+                let mut tensors = layer.recurrent.iter().chain(&layer.keys).chain(&layer.values);
+                assert!(tensors.all(|tensor| !tensor.is_autodiff()), "{name}");
+                assert!(layer.conv.iter().flatten().all(|conv| !conv.is_autodiff()), "{name}");
+            }
+        }
+        state.save(&path).unwrap();
+        let mut loaded = GlaState::load(&path, &plain).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        model.check_state(&loaded).unwrap();
+        assert_eq!((loaded.seen(), loaded.num_bytes()), (&[14, 14][..], state.num_bytes()));
+
+        let next: Tensor<1, Int> = ids([2, 1], &plain).squeeze_dim(1);
+        let mut branch = state.clone();
+        let expected = model.valid().step(next.clone(), &mut state);
+        assert_close(name, model.valid().step(next.clone(), &mut loaded), expected.clone(), 0.0);
+
+        // there and back: what is no parameter comes along too
+        let again = model.valid().train();
+        let logits = again.step(next, &mut branch);
+        assert_close(name, logits.clone().without_autodiff(), expected, 1e-5);
+        logits.sum().backward();
     }
 }
 
@@ -229,23 +295,6 @@ fn pieces_and_steps_equal_the_whole() {
     }
 }
 
-#[test]
-fn sizes_and_configurations_of_all_kinds() {
-    for (name, config) in all() {
-        assert_eq!(config.init(&Device::flex()).num_params(), config.num_params(), "{name}");
-        let json = config.to_string();
-        let read: GlaTransformerConfig =
-            burn::config::Config::load_binary(json.as_bytes()).unwrap();
-        assert_eq!(read.to_string(), json, "{name}");
-    }
-
-    // as written before there were mixers
-    let old = config().to_string().replace(",\n  \"mixer\": null,\n  \"attn\": null", "");
-    assert!(!old.contains("mixer"), "{old}");
-    let read: GlaTransformerConfig = burn::config::Config::load_binary(old.as_bytes()).unwrap();
-    assert_eq!(read.to_string(), config().to_string());
-}
-
 /// A window bounds what a state holds.
 #[test]
 fn windows_are_trimmed() {
@@ -262,265 +311,4 @@ fn windows_are_trimmed() {
         assert_eq!(keys.dims(), [2, length, 4, 8], "{name}");
         assert_eq!(state.num_bytes(), 2 * 2 * 2 * length * HIDDEN * 4);
     }
-}
-
-#[test]
-fn hybrids_are_one_specification_or_a_list() {
-    let json = |text: &str| serde_json::from_str::<HybridAttention>(text).unwrap();
-    let one = json(r#"{"layers": [1, 3], "num_heads": 4, "window_size": null, "extra": 1}"#);
-    assert_eq!(one.0, vec![HybridAttentionSpec::new(vec![1, 3], 4)]);
-    let text = serde_json::to_string(&one).unwrap();
-    assert!(text.starts_with(r#"{"layers":[1,3],"num_heads":4"#), "{text}");
-    let two = json(
-        r#"[{"layers": [0], "num_heads": 4, "rope_theta": 5e5}, {"layers": [2], "num_heads": 2, "num_kv_heads": 1, "qkv_bias": true, "window_size": 64}]"#,
-    );
-    assert_eq!(two, json(&serde_json::to_string(&two).unwrap()));
-    assert_eq!(two.at(2).unwrap().window_size, Some(64));
-    assert!(two.at(1).is_none());
-    two.check(3, HIDDEN).unwrap();
-    for bad in
-        [r#"{"layers": [true], "num_heads": 4}"#, r#"{"layers": [-1], "num_heads": 4}"#, "{}"]
-    {
-        assert!(serde_json::from_str::<HybridAttention>(bad).is_err(), "{bad}");
-    }
-}
-
-#[test]
-fn bad_hybrids_name_the_specification() {
-    use HybridAttentionError::*;
-
-    let good = || HybridAttentionSpec::new(vec![0], 4);
-    let error = |spec: HybridAttentionSpec| {
-        HybridAttention(vec![good(), spec]).check(3, HIDDEN).expect_err("something is wrong")
-    };
-    let layers = |layers: &[usize]| HybridAttentionSpec { layers: layers.to_vec(), ..good() };
-    let other = layers(&[2]);
-    assert_eq!(error(layers(&[1, 3])), Layer { spec: 1, layer: 3, num_hidden_layers: 3 });
-    assert_eq!(error(layers(&[1, 0])), Twice { spec: 1, layer: 0, other: 0 });
-    assert_eq!(error(layers(&[2, 2])), Twice { spec: 1, layer: 2, other: 1 });
-    let heads = HybridAttentionSpec { num_heads: 5, ..other.clone() };
-    assert_eq!(error(heads), Heads { spec: 1, num_heads: 5, num_kv_heads: 5, hidden_size: HIDDEN });
-    let grouped = HybridAttentionSpec { num_kv_heads: Some(3), ..other.clone() };
-    assert!(matches!(error(grouped), Heads { num_kv_heads: 3, .. }));
-    let window = HybridAttentionSpec { window_size: Some(0), ..other.clone() };
-    assert_eq!(error(window), Window { spec: 1 });
-    let theta = HybridAttentionSpec { rope_theta: f64::INFINITY, ..other };
-    let message = "attn[1]: rope_theta must be finite and positive, got inf";
-    assert_eq!(error(theta).to_string(), message);
-}
-
-#[test]
-#[should_panic(
-    expected = "GlaTransformerConfig: attn[0]: layer 2 must be below num_hidden_layers = 2"
-)]
-fn a_model_refuses_layers_that_it_does_not_have() {
-    let spec = HybridAttentionSpec::new(vec![2], 4);
-    config().with_attn(Some(HybridAttention(vec![spec]))).init(&Device::flex());
-}
-
-/// What a configuration says is wrong, and what making the layer panics with.
-#[test]
-fn bad_configurations_are_refused() {
-    let says = |config: MixerConfig, expected: &str| {
-        assert_eq!(config.check(), Err(expected.to_string()));
-        let init = || drop(config.init(&Device::flex()));
-        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(init)).unwrap_err();
-        let message: String = *panic.downcast().expect("a message");
-        assert!(message.ends_with(&format!("Config: {expected}")), "{message}");
-    };
-    let retention = || RetentionConfig::new(HIDDEN).with_num_heads(4);
-    let mamba2 = || Mamba2Config::new(HIDDEN).with_head_dim(16);
-    says(
-        MixerConfig::SimpleGla(SimpleGlaConfig::new(HIDDEN).with_num_heads(3)),
-        "hidden_size * expand_k = 32 * 1 = 32 must be a positive multiple of num_heads = 3",
-    );
-    says(
-        MixerConfig::SimpleGla(SimpleGlaConfig::new(HIDDEN).with_conv_size(0)),
-        "conv_size must be at least 1, got 0",
-    );
-    says(
-        MixerConfig::Retention(retention().with_num_kv_heads(Some(3))),
-        "num_heads = 4 must be a multiple of num_kv_heads = 3",
-    );
-    says(
-        MixerConfig::Retention(retention().with_num_heads(32)),
-        "rotary positions need heads of an even width, got 1",
-    );
-    let decay = FixedDecay::Lightning { layer: 2, num_layers: 2 };
-    says(
-        MixerConfig::Retention(retention().with_decay(decay)),
-        "layer = 2 of the decay must be below num_layers = 2",
-    );
-    says(
-        MixerConfig::LinearAttention(LinearAttentionConfig::new(HIDDEN).with_norm_eps(0.0)),
-        "norm_eps must be positive, got 0",
-    );
-    says(
-        MixerConfig::Hgrn2(Hgrn2Config::new(HIDDEN)),
-        "hidden_size = 32 must be a positive multiple of num_heads = 0",
-    );
-    says(
-        MixerConfig::Mamba2(mamba2().with_n_groups(3)),
-        "the number of heads, 4, must be a multiple of n_groups = 3",
-    );
-    says(
-        MixerConfig::Mamba2(mamba2().with_head_dim(24)),
-        "hidden_size * expand = 64 must be a positive multiple of head_dim = 24",
-    );
-    says(
-        MixerConfig::Mamba(
-            MambaConfig::new(HIDDEN).with_time_steps(TimeSteps { min: 0.1, max: 0.01 }),
-        ),
-        "the time steps must rise from above 0, got 0.1 to 0.01",
-    );
-    says(
-        MixerConfig::SoftmaxAttention(SoftmaxAttentionConfig::new(HIDDEN, 5)),
-        "hidden_size = 32 must be an even multiple of num_heads = 5",
-    );
-    says(
-        MixerConfig::SoftmaxAttention(
-            SoftmaxAttentionConfig::new(HIDDEN, 4).with_window_size(Some(0)),
-        ),
-        "window_size must be at least 1, got 0",
-    );
-}
-
-/// Decays by the formulas, at the ends that are easy to get wrong.
-#[test]
-fn fixed_decays_are_as_published() {
-    let keeps = |decay: FixedDecay, head, heads| decay.log_decay(head, heads).exp();
-    let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-15, "{found}");
-    close(keeps(FixedDecay::Retention, 0, 8), 1.0 - 1.0 / 32.0);
-    close(keeps(FixedDecay::Retention, 7, 8), 1.0 - 1.0 / 4096.0);
-    let lightning = FixedDecay::Lightning { layer: 3, num_layers: 12 };
-    close(keeps(lightning, 0, 16), 1.0);
-    close(keeps(lightning, 5, 16), (-0.5 * 0.75 * 5.0f64).exp());
-
-    // in a model the layer is the model's, whatever the configuration says
-    let (_, config) = kinds().into_iter().find(|(name, _)| *name == "lightning").unwrap();
-    let gates = |layer| match config.block(layer).attn.init(&Device::flex()) {
-        Mixer::Gla(layer) => values(layer.fixed_gate.expect("a fixed gate")),
-        other => panic!("{other:?}"),
-    };
-    assert_eq!(gates(0), [0.0, -2.0, -4.0, -6.0]);
-    assert_eq!(gates(1), [0.0, -1.0, -2.0, -3.0]);
-}
-
-/// Parameters have the names and shapes of flash-linear-attention's layers.
-#[test]
-fn parameters_of_all_kinds_are_named_as_in_fla() {
-    let device = Device::flex();
-    let expect = |kind: &str, expected: &[(&str, &[usize])]| {
-        let (_, config) = kinds().into_iter().find(|(name, _)| *name == kind).unwrap();
-        let tensors =
-            config.init(&device).collect(None, Some(Box::new(BurnToPyTorchAdapter)), false);
-        let mut found: Vec<(String, Vec<usize>)> = tensors
-            .iter()
-            .filter_map(|t| {
-                let name = fla_name(&t.name);
-                let name = name.strip_prefix("model.layers.1.attn.").map(String::from);
-                let bounds =
-                    || (fla_name(&t.name) == "model.lower_bounds").then_some(fla_name(&t.name));
-                Some((name.or_else(bounds)?, t.shape.to_vec()))
-            })
-            .collect();
-        found.sort();
-        let expected: Vec<_> = expected.iter().map(|(n, s)| (n.to_string(), s.to_vec())).collect();
-        assert_eq!(found, expected, "{kind}");
-    };
-    expect(
-        "simple gla",
-        &[
-            ("g_norm_swish_gate.weight", &[8]),
-            ("g_proj.weight", &[32, 32]),
-            ("gk_proj.bias", &[4]),
-            ("gk_proj.weight", &[4, 32]),
-            ("k_conv1d.weight", &[32, 1, 4]),
-            ("k_proj.weight", &[32, 32]),
-            ("o_proj.weight", &[32, 32]),
-            ("q_conv1d.weight", &[32, 1, 4]),
-            ("q_proj.weight", &[32, 32]),
-            ("v_conv1d.weight", &[32, 1, 4]),
-            ("v_proj.weight", &[32, 32]),
-        ],
-    );
-    expect(
-        "retention",
-        &[
-            ("g_norm_swish_gate.weight", &[16]),
-            ("g_proj.weight", &[64, 32]),
-            ("k_proj.weight", &[32, 32]),
-            ("o_proj.weight", &[32, 64]),
-            ("q_proj.weight", &[32, 32]),
-            ("v_proj.weight", &[64, 32]),
-        ],
-    );
-    expect(
-        "linear",
-        &[
-            ("feature_map_k.layer1.bias", &[8]),
-            ("feature_map_k.layer1.weight", &[8, 8]),
-            ("feature_map_k.layer2.bias", &[8]),
-            ("feature_map_k.layer2.weight", &[8, 8]),
-            ("feature_map_q.layer1.bias", &[8]),
-            ("feature_map_q.layer1.weight", &[8, 8]),
-            ("feature_map_q.layer2.bias", &[8]),
-            ("feature_map_q.layer2.weight", &[8, 8]),
-            ("k_proj.weight", &[32, 32]),
-            ("norm.weight", &[8]),
-            ("o_proj.weight", &[32, 32]),
-            ("q_proj.weight", &[32, 32]),
-            ("v_proj.weight", &[32, 32]),
-        ],
-    );
-    expect(
-        "hgrn2",
-        &[
-            ("f_proj.weight", &[32, 32]),
-            ("g_norm.weight", &[32]),
-            ("i_proj.weight", &[32, 32]),
-            ("model.lower_bounds", &[2, 32]),
-            ("o_proj.weight", &[32, 32]),
-            ("q_proj.weight", &[32, 32]),
-        ],
-    );
-    expect(
-        "mamba2",
-        &[
-            ("A_log", &[4]),
-            ("D", &[4]),
-            ("conv1d.bias", &[80]),
-            ("conv1d.weight", &[80, 1, 4]),
-            ("dt_bias", &[4]),
-            ("in_proj.weight", &[148, 32]),
-            ("norm.weight", &[64]),
-            ("out_proj.weight", &[32, 64]),
-        ],
-    );
-    expect(
-        "mamba",
-        &[
-            ("A_log", &[64, 5]),
-            ("D", &[64]),
-            ("conv1d.bias", &[64]),
-            ("conv1d.weight", &[64, 1, 4]),
-            ("dt_proj.bias", &[64]),
-            ("dt_proj.weight", &[64, 2]),
-            ("in_proj.weight", &[128, 32]),
-            ("out_proj.weight", &[32, 64]),
-            ("x_proj.weight", &[12, 64]),
-        ],
-    );
-    expect(
-        "grouped attention",
-        &[
-            ("k_proj.bias", &[16]),
-            ("k_proj.weight", &[16, 32]),
-            ("o_proj.weight", &[32, 32]),
-            ("q_proj.bias", &[32]),
-            ("q_proj.weight", &[32, 32]),
-            ("v_proj.bias", &[16]),
-            ("v_proj.weight", &[16, 32]),
-        ],
-    );
 }

@@ -4,7 +4,8 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData, Tolerance};
 use gla_burn::{RmsNormConfig, log_sigmoid};
 
-use crate::{cases, drawn, ids, values};
+use crate::mixers::all;
+use crate::{drawn, ids, values};
 
 #[test]
 fn log_sigmoid_is_exact_in_both_tails() {
@@ -71,7 +72,7 @@ fn relative_rms<const D: usize>(found: Tensor<D>, expected: Tensor<D>) -> f32 {
 #[test]
 fn bf16_models_keep_their_states_in_f32() {
     let device = Device::flex();
-    for (name, config) in cases() {
+    for (name, config) in all() {
         // limits from observed errors at these tiny widths: up to 3 % here, 6 % where the strong
         // gate multiplies the rounding of its logits by ten
         let limit = if name == "strong gate" { 1e-1 } else { 5e-2 };
@@ -92,8 +93,10 @@ fn bf16_models_keep_their_states_in_f32() {
         assert!(error < limit, "{name}: step {error}");
 
         let layer = &state.layers[0];
-        assert_eq!(layer.recurrent.as_ref().unwrap().dtype(), DType::F32);
+        assert!(layer.recurrent.iter().all(|state| state.dtype() == DType::F32));
         let mut convs = layer.conv.iter().flatten();
         assert!(convs.all(|conv| conv.dtype() == DType::BF16));
+        let mut cached = layer.keys.iter().chain(&layer.values);
+        assert!(cached.all(|tensor| tensor.dtype() == DType::BF16));
     }
 }

@@ -1,15 +1,36 @@
-//! The layer, the block and the language model on top of the [`gla`](fn@crate::gla) op.
+//! Layers, blocks and the language model on top of the [`gla`](fn@crate::gla) op.
 //!
 //! | module | what it is | state |
 //! |---|---|---|
 //! | [`GatedLinearAttention`] | drop-in for an attention layer | [`LayerState`] |
-//! | [`GlaBlock`] | pre-norm block: attention, then a SwiGLU [`GlaMlp`] | [`LayerState`] |
+//! | [`Mixer`] | this layer or a sibling, see [`MixerConfig`] | [`LayerState`] |
+//! | [`GlaBlock`] | pre-norm block: a mixer, then a SwiGLU [`GlaMlp`] | [`LayerState`] |
 //! | [`GlaTransformer`] | token ids to logits | [`GlaState`] |
 //!
-//! Each of the three has `forward` for training (whole sequences, no state), `prefill` (whole or
-//! partial sequences, state in and out) and `step` (one token, state in and out); the three agree.
+//! Each has `forward` for training (whole sequences, no state), `prefill` (whole or partial
+//! sequences, state in and out) and `step` (one token, state in and out); the three agree. The
+//! sequences of a batch may also be packed or padded: a [`SequenceLayout`] says how they lie, and
+//! each gets what it would get alone.
 //!
-//! Parameters carry the names of flash-linear-attention's checkpoints, see [`fla_name`].
+//! One field of [`GlaTransformerConfig`] chooses the mixer of all blocks, another puts softmax
+//! attention into some of them ([`HybridAttention`]):
+//!
+//! | kind of [`MixerConfig`] | layer | gate of the op |
+//! |---|---|---|
+//! | `Gla` | [`GatedLinearAttention`] | per key channel |
+//! | `SimpleGla` | the same | per head |
+//! | `Retention` | the same, with rotary positions | a constant per head: RetNet's, TransNormerLLM's |
+//! | `LinearAttention` | the same, with a learnt feature map | none |
+//! | `Hgrn2` | [`Hgrn2`] | per key channel, the keys tied to it |
+//! | `Mamba2` | [`Mamba2`] | per head |
+//! | `Mamba` | [`Mamba`], slow here | per key channel, one head a channel |
+//! | `SoftmaxAttention` | [`SoftmaxAttention`] | the op has no part in it |
+//!
+//! What a [`LayerState`] holds differs by kind; code that saves, selects or joins states goes
+//! through [`LayerState::merge`] and knows none of them.
+//!
+//! Parameters carry the names of flash-linear-attention's checkpoints, see [`fla_name`]. Its models
+//! of Mamba and Mamba-2 have other names around the layer, and no feed-forward layers.
 
 mod attention;
 mod block;
@@ -22,7 +43,6 @@ mod mixer;
 mod mlp;
 mod model;
 mod norm;
-mod presets;
 mod rotary;
 mod short_conv;
 mod state;

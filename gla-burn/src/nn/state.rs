@@ -175,16 +175,18 @@ impl LayerState {
     /// No state, and the visitor makes everything: loading. One: a map, or a visit that gives the
     /// parts back. Several: joining batches.
     pub fn merge(parts: Vec<Self>, visitor: &mut impl StateVisitor) -> Self {
-        // fields by value: a tensor that nobody else holds can be changed in place
-        let mut rest = (Vec::new(), Vec::new(), [const { Vec::new() }; 3], Vec::new(), Vec::new());
-        for Self { seen, recurrent, conv, keys, values } in parts {
-            rest.0.push(seen);
-            rest.1.push(recurrent);
-            rest.2.iter_mut().zip(conv).for_each(|(parts, conv)| parts.push(conv));
-            rest.3.push(keys);
-            rest.4.push(values);
+        // by value: a tensor that nobody else holds can be changed in place
+        let (mut seen, mut recurrent) = (Vec::new(), Vec::new());
+        let mut convs = [const { Vec::new() }; 3];
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for part in parts {
+            seen.push(part.seen);
+            recurrent.push(part.recurrent);
+            convs.iter_mut().zip(part.conv).for_each(|(convs, conv)| convs.push(conv));
+            keys.push(part.keys);
+            values.push(part.values);
         }
-        let (seen, recurrent, [first, second, third], keys, values) = rest;
+        let [first, second, third] = convs;
         Self {
             seen: visitor.counts("seen", seen),
             recurrent: visitor.tensor("recurrent", StateAxis::Width, recurrent),
