@@ -16,7 +16,10 @@ use crate::{config, values};
 #[test]
 fn sizes_and_configurations_of_all_kinds() {
     for (name, config) in all() {
-        assert_eq!(config.init(&Device::flex()).num_params(), config.num_params(), "{name}");
+        let model = config.init(&Device::flex());
+        assert_eq!(model.num_params(), config.num_params(), "{name}");
+        let text = model.layers[1].to_string();
+        assert!(text.contains("attn: ") && text.contains("{hidden_size: 32, "), "{text}");
         let json = config.to_string();
         let read = GlaTransformerConfig::load_binary(json.as_bytes()).unwrap();
         assert_eq!(read.to_string(), json, "{name}");

@@ -312,3 +312,42 @@ fn windows_are_trimmed() {
         assert_eq!(state.num_bytes(), 2 * 2 * 2 * length * HIDDEN * 4);
     }
 }
+
+/// A state of another kind, or one that lost something, is no state of a model.
+#[test]
+fn states_of_other_kinds_are_refused() {
+    let device = Device::flex();
+    let model = |name: &str| {
+        let (_, config) = all().find(|(kind, _)| *kind == name).unwrap();
+        config.init(&device)
+    };
+    let filled = |name: &str| {
+        let model = model(name);
+        let mut state = model.init_state(2, &device);
+        model.prefill(ids([2, 9], &device), &mut state);
+        state
+    };
+    let error = |name: &str, state: &GlaState| {
+        model(name).check_state(state).expect_err("another kind").to_string()
+    };
+    assert_eq!(error("attention", &filled("default")), "recurrent of the state is superfluous");
+    assert_eq!(error("default", &filled("attention")), "recurrent of the state is missing");
+    assert_eq!(
+        error("retention", &filled("hybrid")),
+        "recurrent of the state has shape [2, 4, 4, 8], the layer needs [2, 4, 8, 16]"
+    );
+    assert_eq!(error("hybrid", &filled("default")), "recurrent of the state is superfluous");
+    assert_eq!(
+        error("mamba2", &filled("simple gla")),
+        "recurrent of the state has shape [2, 4, 8, 8], the layer needs [2, 4, 8, 16]"
+    );
+
+    let mut state = filled("attention");
+    state.layers[1].values = None;
+    assert_eq!(error("attention", &state), "values of the state is missing");
+    state.layers[0].keys = None;
+    assert_eq!(error("attention", &state), "keys of the state is missing");
+    let mut state = filled("attention");
+    state.layers[1].seen.pop();
+    assert_eq!(error("attention", &state), "the state is of 1 sequences, expected 2");
+}

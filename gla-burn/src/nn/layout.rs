@@ -89,8 +89,9 @@ impl SequenceLayout {
         let mut cu_seqlens = vec![0];
         let (mut tokens, mut origin) = (Vec::new(), Vec::new());
         for row in 0..shape[0] {
-            for entry in row * shape[1]..(row + 1) * shape[1] {
-                if mask[entry] == 1 {
+            let entries = row * shape[1]..(row + 1) * shape[1];
+            for (entry, &mark) in entries.clone().zip(&mask[entries]) {
+                if mark == 1 {
                     tokens.push(entry as i64);
                     origin.push(tokens.len() as i64);
                 } else {

@@ -172,6 +172,8 @@ transparent_module! {
     ///
     /// Parameters have the same paths whatever the kind: to a module visitor this is the layer
     /// inside.
+    // a model has some dozens, and the largest is the usual one
+    #[allow(clippy::large_enum_variant)]
     pub enum Mixer {
         /// Gated linear attention, and what differs from it in its gate: see
         /// [`GatedLinearAttention`].

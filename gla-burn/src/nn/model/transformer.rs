@@ -7,7 +7,8 @@ use burn::tensor::{DType, Device, Int, Tensor};
 use crate::nn::mixer::Pass;
 use crate::nn::{GlaBlock, GlaState, GlaStateError, RmsNorm, SequenceLayout};
 
-/// Language model: embedding, [`GlaBlock`]s, norm, output projection. No position embedding.
+/// Language model: embedding, [`GlaBlock`]s, norm, output projection. No position
+/// embedding but that of the mixers which have one.
 ///
 /// Should be created using [`GlaTransformerConfig`](super::GlaTransformerConfig).
 #[derive(Module, Debug)]
@@ -201,7 +202,8 @@ impl GlaTransformer {
     ///
     /// # Errors
     ///
-    /// [`GlaStateError::Layers`], [`GlaStateError::Shape`] or [`GlaStateError::Presence`].
+    /// [`GlaStateError::Layers`], [`GlaStateError::Batch`], [`GlaStateError::Shape`] or
+    /// [`GlaStateError::Presence`].
     pub fn check_state(&self, state: &GlaState) -> Result<(), GlaStateError> {
         let (found, expected) = (state.layers.len(), self.layers.len());
         if found != expected {
