@@ -16,7 +16,7 @@ pub struct GlaTransformer {
     /// Token embedding.
     pub embeddings: Embedding,
     /// Logits of the lower bounds of the decay, `[num_hidden_layers, channels]`, for mixers that
-    /// have some, see [`Hgrn2`](super::Hgrn2).
+    /// have some, see [`Hgrn2`](crate::nn::Hgrn2).
     pub lower_bounds: Option<Param<Tensor<2>>>,
     /// The blocks, in order.
     pub layers: Vec<GlaBlock>,
