@@ -136,7 +136,7 @@ fn gate_of<const D: usize, const E: usize>(
 }
 
 /// Whether the device runs the portable path instead of kernels.
-fn is_portable(device: &Device) -> bool {
+pub(crate) fn is_portable(device: &Device) -> bool {
     #[cfg(feature = "flex")]
     return *device == Device::flex();
     #[cfg(not(feature = "flex"))]

@@ -5,6 +5,7 @@ mod device;
 mod gla;
 mod step;
 
+pub(crate) use check::is_portable;
 pub use device::device_limits;
 pub use gla::*;
 pub use step::*;

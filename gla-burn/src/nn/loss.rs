@@ -1,0 +1,244 @@
+//! Cross entropy of a language model whose logits never exist all at once.
+
+use burn::tensor::{DType, FloatDType, IndexingUpdateOp, Int, Tensor, TensorData};
+
+use super::GlaTransformer;
+use crate::functions::is_portable;
+
+/// Label of a position that is not scored, as in PyTorch and Hugging Face.
+pub const IGNORE_INDEX: i32 = -100;
+
+/// With fewer rows a matrix product leaves a device idle.
+const MIN_CHUNK: usize = 256;
+
+/// Cross entropy of the logits `hidden weight`, without holding them: the output projection and the
+/// softmax run over `chunk` rows at a time.
+///
+/// ```text
+/// loss = mean over rows n with label_n != -100 of  ln(sum_v exp z_nv) - z_n,label_n
+/// z = hidden weight
+/// ```
+///
+/// Equal to a log-softmax and a gather over all the logits, and so are the gradients of `hidden` and
+/// `weight`. They are computed together with the value, `softmax(z) - onehot(label)` times the other
+/// operand, so that the graph keeps two tensors of the size of the operands and no logits. Without
+/// autodiff, or for an operand that is not tracked, they are not computed. The mean over no rows at
+/// all is 0, with gradients of 0.
+///
+/// The products have the type of the operands; logarithms, sums and the saved gradients are f32.
+///
+/// # Shapes
+///
+/// - hidden: `[N, hidden_size]`
+/// - weight: `[hidden_size, vocab_size]`, type of `hidden`
+/// - labels: `[N]`, in `0..vocab_size` or [`IGNORE_INDEX`]
+/// - chunk: rows at a time; if `None`, as many as make the logits of a chunk no larger than
+///   `hidden`, but at least 256
+/// - output: `[1]`, f32, in nats
+///
+/// # Panics
+///
+/// Panics if shapes or types do not fit together, if there are no rows, or if `chunk` is 0; on the
+/// CPU also if a label is out of range, which a GPU would have to wait for.
+pub fn linear_cross_entropy(
+    hidden: Tensor<2>,
+    weight: Tensor<2>,
+    labels: Tensor<1, Int>,
+    chunk: Option<usize>,
+) -> Tensor<1> {
+    check(&hidden, &weight, &labels, chunk);
+    let [rows, hidden_size] = hidden.dims();
+    let [_, vocab] = weight.dims();
+    let chunk =
+        chunk.unwrap_or_else(|| (rows * hidden_size / vocab).max(MIN_CHUNK).next_power_of_two());
+
+    let labels = labels.without_autodiff();
+    let scored = labels.clone().not_equal_elem(IGNORE_INDEX).int().sum();
+    let scored = scored.clamp_min(1).cast(FloatDType::F32);
+    let sums = Sums::over_chunks(&hidden, &weight, labels, chunk);
+
+    let mut sum = sums.loss;
+    if let Some(gradient) = sums.hidden {
+        sum = sum + carry(hidden, gradient);
+    }
+    if let Some(gradient) = sums.weight {
+        sum = sum + carry(weight, gradient);
+    }
+    sum / scored
+}
+
+/// Sums over the scored rows, without autodiff.
+struct Sums {
+    /// `[1]`
+    loss: Tensor<1>,
+    /// Gradient of `loss` in `hidden`, if that is tracked.
+    hidden: Option<Tensor<2>>,
+    /// Gradient of `loss` in `weight`, if that is tracked.
+    weight: Option<Tensor<2>>,
+}
+
+impl Sums {
+    fn over_chunks(
+        hidden: &Tensor<2>,
+        weight: &Tensor<2>,
+        labels: Tensor<1, Int>,
+        chunk: usize,
+    ) -> Self {
+        let (with_hidden, with_weight) = (is_tracked(hidden), is_tracked(weight));
+        let hidden = hidden.clone().without_autodiff();
+        let weight = weight.clone().without_autodiff();
+        let (rows, device, dtype) = (hidden.dims()[0], hidden.device(), hidden.dtype());
+
+        let mut loss = Tensor::zeros([1], (&device, DType::F32));
+        let mut d_hidden = Vec::new();
+        let mut d_weight: Option<Tensor<2>> = None;
+        for start in (0..rows).step_by(chunk) {
+            let len = chunk.min(rows - start);
+            let x = hidden.clone().narrow(0, start, len);
+            let label = labels.clone().narrow(0, start, len).unsqueeze_dim::<2>(1);
+            let ignored = label.clone().equal_elem(IGNORE_INDEX);
+            // any valid index: what it picks is masked
+            let label = label.mask_fill(ignored.clone(), 0);
+
+            let logits = x.clone().matmul(weight.clone()).cast(DType::F32);
+            let logits = logits.clone() - logits.max_dim(1);
+            let picked = logits.clone().gather(1, label.clone());
+            let exp = logits.exp();
+            let normalizer = exp.clone().sum_dim(1);
+            let nats = normalizer.clone().log() - picked;
+            loss = loss + nats.mask_fill(ignored.clone(), 0.0).sum();
+            if !(with_hidden || with_weight) {
+                continue;
+            }
+
+            let minus_one = Tensor::full([len, 1], -1.0, (&device, DType::F32));
+            let d_logits = (exp / normalizer)
+                .scatter(1, label, minus_one, IndexingUpdateOp::Add)
+                .mask_fill(ignored, 0.0)
+                .cast(dtype);
+            if with_hidden {
+                let part = d_logits.clone().matmul(weight.clone().transpose());
+                d_hidden.push(part.cast(DType::F32));
+            }
+            if with_weight {
+                let part = x.transpose().matmul(d_logits).cast(DType::F32);
+                d_weight = Some(match d_weight {
+                    Some(sum) => sum + part,
+                    None => part,
+                });
+            }
+        }
+        let hidden = with_hidden.then(|| Tensor::cat(d_hidden, 0));
+        Self { loss, hidden, weight: d_weight }
+    }
+}
+
+/// Zero, with the gradient `gradient` in `x`.
+fn carry(x: Tensor<2>, gradient: Tensor<2>) -> Tensor<1> {
+    let product = (x.cast(DType::F32) * gradient).sum();
+    product.clone() - product.detach()
+}
+
+#[cfg(feature = "autodiff")]
+fn is_tracked(x: &Tensor<2>) -> bool {
+    x.is_tracked()
+}
+
+#[cfg(not(feature = "autodiff"))]
+fn is_tracked(_x: &Tensor<2>) -> bool {
+    false
+}
+
+fn check(hidden: &Tensor<2>, weight: &Tensor<2>, labels: &Tensor<1, Int>, chunk: Option<usize>) {
+    let ([rows, hidden_size], [width, vocab]) = (hidden.dims(), weight.dims());
+    let [num_labels] = labels.dims();
+    assert!(
+        width == hidden_size,
+        "linear_cross_entropy: weight has {width} rows, hidden has {hidden_size} columns"
+    );
+    assert!(
+        num_labels == rows,
+        "linear_cross_entropy: {num_labels} labels for {rows} rows of hidden"
+    );
+    assert!(
+        hidden.dtype() == weight.dtype(),
+        "linear_cross_entropy: weight is {:?}, hidden is {:?}",
+        weight.dtype(),
+        hidden.dtype()
+    );
+    assert!(
+        rows * vocab > 0,
+        "linear_cross_entropy: {rows} rows and {vocab} tokens, expected some"
+    );
+    assert!(chunk != Some(0), "linear_cross_entropy: chunk must be at least 1, got 0");
+    if is_portable(&labels.device().without_autodiff()) {
+        let labels = labels.clone().without_autodiff();
+        let scored = labels.clone().mask_fill(labels.equal_elem(IGNORE_INDEX), 0);
+        let largest = scored.clone().max().into_scalar::<i64>();
+        let smallest = scored.min().into_scalar::<i64>();
+        assert!(
+            smallest >= 0 && largest < vocab as i64,
+            "linear_cross_entropy: labels from {smallest} to {largest}, expected {IGNORE_INDEX} or \
+             0 to {}",
+            vocab - 1
+        );
+    }
+}
+
+impl GlaTransformer {
+    /// Mean cross entropy of the model's predictions, by [`linear_cross_entropy`]: no
+    /// `[B, T, vocab_size]` logits, neither in the forward nor in the backward.
+    ///
+    /// # Shapes
+    ///
+    /// - ids: `[B, T]`
+    /// - labels: `[B, T]`, the token after each position or [`IGNORE_INDEX`], see [`shift_labels`]
+    /// - output: `[1]`, f32, in nats per scored token
+    ///
+    /// # Panics
+    ///
+    /// As [`linear_cross_entropy`], and if the output projection has a bias.
+    pub fn loss(&self, ids: Tensor<2, Int>, labels: Tensor<2, Int>) -> Tensor<1> {
+        let weight = match &self.lm_head {
+            Some(head) => {
+                assert!(head.bias.is_none(), "GlaTransformer: the loss knows no bias in lm_head");
+                head.weight.val()
+            }
+            None => self.embeddings.weight.val().transpose(),
+        };
+        let hidden = self.hidden(ids).flatten::<2>(0, 1);
+        linear_cross_entropy(hidden, weight, labels.flatten(0, 1), None)
+    }
+}
+
+/// Labels of sequences that predict their own next token: `labels_t = ids_{t+1}`, and
+/// [`IGNORE_INDEX`] at the last position of each sequence.
+///
+/// Packed documents are sequences of their own: with `cu_seqlens`, the offsets at which they begin
+/// and end as in [`GlaOptions`](crate::GlaOptions), the last token of a document does not predict
+/// the first of the next.
+///
+/// # Shapes
+///
+/// - ids: `[B, T]`, `B = 1` with `cu_seqlens`
+/// - output: `[B, T]`
+///
+/// # Panics
+///
+/// Panics if `T` is 0, or with `cu_seqlens` if `B` is not 1 or an offset is beyond `T`.
+pub fn shift_labels(ids: Tensor<2, Int>, cu_seqlens: Option<&[usize]>) -> Tensor<2, Int> {
+    let [batch, time] = ids.dims();
+    assert!(time > 0, "shift_labels: ids must hold at least 1 token per sequence, got 0");
+    let mut last = vec![false; time];
+    last[time - 1] = true;
+    if let Some(bounds) = cu_seqlens {
+        assert!(batch == 1, "shift_labels: cu_seqlens needs a batch of 1, got {batch}");
+        for &end in bounds.iter().filter(|&&end| end > 0) {
+            assert!(end <= time, "shift_labels: cu_seqlens has {end}, ids have {time} tokens");
+            last[end - 1] = true;
+        }
+    }
+    let last = Tensor::from_data(TensorData::new(last, [1, time]), &ids.device());
+    // what comes round to the last position is masked
+    ids.roll_dim(-1, 1).mask_fill(last, IGNORE_INDEX)
+}
