@@ -8,7 +8,8 @@ use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use gla_burn::{
-    GlaTransformer, GlaTransformerConfig, IGNORE_INDEX, linear_cross_entropy, shift_labels,
+    GlaTransformer, GlaTransformerConfig, IGNORE_INDEX, SequenceLayout, linear_cross_entropy,
+    shift_labels,
 };
 use gla_kernels::eval::{ABS_FLOOR, check};
 use gla_tests::{devices, tensor, values};
@@ -284,6 +285,32 @@ fn packed_documents_are_scored_as_if_alone() {
     assert_eq!(loss(10, 1, None), 0.0);
     let alone = (9.0 * loss(0, 10, None) + 25.0 * loss(11, ROWS - 11, None)) / 34.0;
     check("packed", &[alone], &[packed], 1e-5, 0.0).unwrap();
+}
+
+#[test]
+fn packed_and_padded_documents_have_the_loss_of_rows() {
+    let device = Device::flex();
+    let model = GlaTransformerConfig::new(VOCAB, 32, 1).with_initializer_range(0.2).init(&device);
+    let row = |tokens: &[i32]| {
+        Tensor::<2, Int>::from_data(TensorData::new(tokens.to_vec(), [1, tokens.len()]), &device)
+    };
+    let loss = |tokens: &[i32]| {
+        let ids = row(tokens);
+        values(model.loss(ids.clone(), shift_labels(ids, None)))[0]
+    };
+    let expected = (2.0 * loss(&[1, 2, 3]) + 4.0 * loss(&[7, 4, 5, 6, 2])) / 6.0;
+
+    let (ids, bounds) = (row(&[1, 2, 3, 7, 4, 5, 6, 2]), [0, 3, 8]);
+    let labels = shift_labels(ids.clone(), Some(&bounds));
+    let packed = model.loss_with(ids, labels, &SequenceLayout::packed(&bounds, &device));
+    check("packed", &[expected], &values(packed), 1e-5, 0.0).unwrap();
+
+    let ids = Tensor::cat(vec![row(&[1, 2, 3, 0, 0]), row(&[7, 4, 5, 6, 2])], 0);
+    let i = IGNORE_INDEX;
+    let labels = Tensor::cat(vec![row(&[2, 3, i, i, i]), row(&[4, 5, 6, 2, i])], 0);
+    let mask = Tensor::cat(vec![row(&[1, 1, 1, 0, 0]), row(&[1, 1, 1, 1, 1])], 0);
+    let padded = model.loss_with(ids, labels, &SequenceLayout::padded(mask));
+    check("padded", &[expected], &values(padded), 1e-5, 0.0).unwrap();
 }
 
 fn with_labels(labels: Vec<i32>) {

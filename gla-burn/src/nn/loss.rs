@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, FloatDType, IndexingUpdateOp, Int, Tensor, TensorData};
 
-use super::GlaTransformer;
+use super::{GlaTransformer, SequenceLayout};
 use crate::functions::is_portable;
 
 /// Label of a position that is not scored, as in PyTorch and Hugging Face.
@@ -32,8 +32,8 @@ const MIN_CHUNK: usize = 256;
 /// - hidden: `[N, hidden_size]`
 /// - weight: `[hidden_size, vocab_size]`, type of `hidden`
 /// - labels: `[N]`, in `0..vocab_size` or [`IGNORE_INDEX`]
-/// - chunk: rows at a time; if `None`, as many as make the logits of a chunk no larger than
-///   `hidden`, but at least 256
+/// - chunk: rows at a time; if `None`, a power of two that makes the logits of a chunk about as large
+///   as `hidden`, but at least 256
 /// - output: `[1]`, f32, in nats
 ///
 /// # Panics
@@ -199,6 +199,25 @@ impl GlaTransformer {
     ///
     /// As [`linear_cross_entropy`], and if the output projection has a bias.
     pub fn loss(&self, ids: Tensor<2, Int>, labels: Tensor<2, Int>) -> Tensor<1> {
+        self.loss_with(ids, labels, &SequenceLayout::rows())
+    }
+
+    /// [`loss`](Self::loss) of sequences that are packed or padded as `layout` says. Padding must
+    /// bear the label [`IGNORE_INDEX`].
+    ///
+    /// # Shapes
+    ///
+    /// As [`loss`](Self::loss).
+    ///
+    /// # Panics
+    ///
+    /// As [`loss`](Self::loss), and if the layout is not of `ids`.
+    pub fn loss_with(
+        &self,
+        ids: Tensor<2, Int>,
+        labels: Tensor<2, Int>,
+        layout: &SequenceLayout,
+    ) -> Tensor<1> {
         let weight = match &self.lm_head {
             Some(head) => {
                 assert!(head.bias.is_none(), "GlaTransformer: the loss knows no bias in lm_head");
@@ -206,7 +225,7 @@ impl GlaTransformer {
             }
             None => self.embeddings.weight.val().transpose(),
         };
-        let hidden = self.hidden(ids).flatten::<2>(0, 1);
+        let hidden = self.hidden_with(ids, layout).flatten::<2>(0, 1);
         linear_cross_entropy(hidden, weight, labels.flatten(0, 1), None)
     }
 }
@@ -214,9 +233,8 @@ impl GlaTransformer {
 /// Labels of sequences that predict their own next token: `labels_t = ids_{t+1}`, and
 /// [`IGNORE_INDEX`] at the last position of each sequence.
 ///
-/// Packed documents are sequences of their own: with `cu_seqlens`, the offsets at which they begin
-/// and end as in [`GlaOptions`](crate::GlaOptions), the last token of a document does not predict
-/// the first of the next.
+/// Packed documents are sequences of their own: with `cu_seqlens`, as for
+/// [`SequenceLayout::packed`], the last token of a document does not predict the first of the next.
 ///
 /// # Shapes
 ///
