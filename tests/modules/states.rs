@@ -53,7 +53,8 @@ fn bad_state_files_are_errors() {
         assert!(matches!(error, GlaStateError::Read { .. }), "{length} bytes: {error}");
     }
     let error = GlaState::load(&path, &device).unwrap_err().to_string();
-    assert!(error.contains("File truncated: expected at least"), "{error}");
+    let expected = format!("the file has {} bytes, not what its header says", bytes.len() - 1);
+    assert!(error.contains(&expected), "{error}");
     std::fs::remove_file(&path).unwrap();
 
     let state = filled_state(&model);
@@ -91,6 +92,151 @@ fn states_are_without_autodiff() {
         assert!(!model.valid().step(token, &mut state).is_autodiff());
         model.prefill(ids([2, 3], &training), &mut state);
     }
+}
+
+/// What loading says of a file with other tensors or metadata than those of a state.
+#[test]
+fn files_of_something_else_are_errors() {
+    use safetensors::tensor::{Dtype, TensorView};
+    let path = file("else");
+    let zeros = [0u8; 64];
+    let load = |tensors: &[(&str, Dtype, &[usize])], format: &str| {
+        let views = tensors.iter().map(|(name, dtype, shape)| {
+            let len = shape.iter().product::<usize>() * dtype.bitsize() / 8;
+            (*name, TensorView::new(*dtype, shape.to_vec(), &zeros[..len]).unwrap())
+        });
+        let metadata = [("format", format), ("layers", "1")];
+        let metadata = metadata.map(|(key, value)| (key.to_string(), value.to_string()));
+        let bytes = safetensors::serialize(views, Some(metadata.into())).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        match GlaState::load(&path, &Device::flex()) {
+            Ok(state) => format!("{:?}", state.seen()),
+            Err(error @ GlaStateError::Content { .. }) => {
+                let error = error.to_string();
+                let (_, reason) = error.split_once(": ").expect("a reason");
+                reason.to_string()
+            }
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let seen = ("layers.0.seen", Dtype::I64, &[2][..]);
+    let recurrent = ("layers.0.recurrent", Dtype::F32, &[2, 1, 2, 2][..]);
+    let format = "gla-state-1";
+    assert_eq!(load(&[seen, recurrent], format), "[0, 0]");
+    assert_eq!(load(&[seen, recurrent], "pt"), "the format is pt, expected gla-state-1");
+    assert_eq!(load(&[recurrent], format), "tensor layers.0.seen is missing");
+    let half = ("layers.0.recurrent", Dtype::F16, &[2, 1, 2, 2][..]);
+    assert_eq!(load(&[seen, half], format), "tensor layers.0.recurrent is F16, expected F32");
+    let flat = ("layers.0.recurrent", Dtype::F32, &[2, 2, 2][..]);
+    assert_eq!(load(&[seen, flat], format), "tensor layers.0.recurrent has rank 3, expected 4");
+    let other = ("layers.1.seen", Dtype::I64, &[2][..]);
+    assert_eq!(load(&[seen, other], format), "tensor layers.1.seen is not of a state");
+    let float = ("layers.0.seen", Dtype::F32, &[2][..]);
+    assert_eq!(load(&[float, recurrent], format), "tensor layers.0.seen is F32, expected I64");
+    std::fs::remove_file(&path).unwrap();
+}
+
+/// Logits after the next token of each sequence.
+fn next(model: &GlaTransformer, state: &GlaState) -> Tensor<2> {
+    let tokens: Vec<i32> = state.seen().iter().map(|&seen| seen as i32 % 5).collect();
+    let tokens = Tensor::<1, Int>::from_data(tokens.as_slice(), &Device::flex());
+    model.step(tokens, &mut state.clone())
+}
+
+#[test]
+fn sequences_are_rows_of_a_batch() {
+    let device = Device::flex();
+    let model = drawn(cases().pop().unwrap().1.init(&device));
+    let row = |logits: &Tensor<2>, row: usize| logits.clone().narrow(0, row, 1);
+    let state = {
+        let mut state = model.init_state(3, &device);
+        model.prefill(ids([3, 9], &device), &mut state);
+        state
+    };
+    let logits = next(&model, &state);
+
+    let chosen = state.select(&[2, 0, 2]);
+    for (to, from) in [2, 0, 2].into_iter().enumerate() {
+        assert_close("select", row(&next(&model, &chosen), to), row(&logits, from), 1e-5);
+    }
+    let branched = state.select(&[1]).repeat(4);
+    assert_eq!((branched.batch(), branched.num_bytes()), (4, state.num_bytes() / 3 * 4));
+    for to in 0..4 {
+        assert_close("repeat", row(&next(&model, &branched), to), row(&logits, 1), 1e-5);
+    }
+
+    // a row that is further than the others replaces one, and one starts anew
+    let mut further = state.select(&[1]);
+    model.prefill(ids([1, 4], &device), &mut further);
+    let alone = next(&model, &further);
+    let mut slots = state.clone();
+    slots.put(0, further.clone());
+    let taken = slots.take(2);
+    assert_eq!((slots.seen(), taken.seen()), (&[13, 9, 0][..], &[9][..]));
+    let after = next(&model, &slots);
+    assert_close("put", row(&after, 0), alone.clone(), 1e-5);
+    assert_close("untouched", row(&after, 1), row(&logits, 1), 1e-5);
+    let fresh = next(&model, &model.init_state(1, &device));
+    assert_close("reset", row(&after, 2), fresh, 1e-5);
+    assert_close("take", next(&model, &taken), row(&logits, 2), 1e-5);
+    assert_close("the clone", next(&model, &state), logits.clone(), 0.0);
+
+    let joined = GlaState::cat(vec![taken, further, state.select(&[0, 1])]);
+    assert_eq!(joined.seen(), [9, 13, 9, 9]);
+    model.check_state(&joined).unwrap();
+    let expected = Tensor::cat(vec![row(&logits, 2), alone, row(&logits, 0), row(&logits, 1)], 0);
+    assert_close("cat", next(&model, &joined), expected, 1e-5);
+}
+
+/// Tensors that grow with time are filled up in front; a sequence without tokens may have none.
+#[test]
+fn rows_of_different_lengths_are_joined() {
+    let device = Device::flex();
+    let state = |seen: &[usize], keys: Option<Tensor<4>>| GlaState {
+        layers: vec![LayerState {
+            seen: seen.to_vec(),
+            values: keys.clone(),
+            keys,
+            ..Default::default()
+        }],
+    };
+    let keys = |values: &[&[f32]]| {
+        let data: Vec<f32> = values.concat();
+        let shape = [values.len(), values[0].len(), 1, 1];
+        Some(Tensor::from_data(burn::tensor::TensorData::new(data, shape), &device))
+    };
+    let found = |state: &GlaState| -> Vec<f32> {
+        let keys = state.layers[0].keys.clone().unwrap();
+        assert_eq!(keys.dims()[0], state.batch());
+        keys.try_into_vec_as().unwrap()
+    };
+    let (short, long) = (state(&[1], keys(&[&[1.0]])), state(&[3], keys(&[&[2.0, 3.0, 4.0]])));
+    let joined = GlaState::cat(vec![short.clone(), state(&[0], None), long.clone()]);
+    assert_eq!(joined.seen(), [1, 0, 3]);
+    assert_eq!(found(&joined), [0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 2.0, 3.0, 4.0]);
+
+    let mut slots = GlaState::cat(vec![short.clone(), short]);
+    slots.put(1, long);
+    assert_eq!(found(&slots), [0.0, 0.0, 1.0, 2.0, 3.0, 4.0]);
+    slots.put(1, state(&[0], None));
+    slots.reset(0);
+    assert_eq!(slots.seen(), [0, 0]);
+}
+
+#[test]
+#[should_panic(expected = "GlaState: no row 2 in a state of 2 sequences")]
+fn a_row_beyond_the_batch_is_refused() {
+    filled_state(&config().init(&Device::flex())).reset(2);
+}
+
+#[test]
+#[should_panic(
+    expected = "GlaState: recurrent of the states has shapes [2, 4, 4, 8] and [2, 8, 2, 4]"
+)]
+fn states_of_other_models_are_not_joined() {
+    let heads = config().with_num_heads(8);
+    let states = [config(), heads].map(|config| filled_state(&config.init(&Device::flex())));
+    GlaState::cat(states.into());
 }
 
 /// A step that panics has taken the recurrent state out; zeros must not take its place.

@@ -49,6 +49,7 @@ mod short_conv;
 mod state;
 #[cfg(feature = "store")]
 mod state_file;
+mod state_rows;
 mod transparent;
 
 pub use attention::*;

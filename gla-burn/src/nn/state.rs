@@ -60,6 +60,17 @@ pub struct LayerStateShape {
     pub keys_values: Option<[usize; 2]>,
 }
 
+impl LayerStateShape {
+    /// Bytes of such a state with convolution inputs of type `dtype`, but for keys and values, which
+    /// grow.
+    pub fn num_bytes(&self, dtype: DType) -> usize {
+        let recurrent = self.recurrent.map_or(0, |shape| shape.iter().product());
+        let conv: usize =
+            self.conv.iter().flatten().map(|shape| shape.iter().product::<usize>()).sum();
+        self.batch * (recurrent * DType::F32.size() + conv * dtype.size())
+    }
+}
+
 /// What can be wrong with a state or with the file that holds it.
 #[derive(Debug, thiserror::Error)]
 pub enum GlaStateError {
@@ -71,7 +82,7 @@ pub enum GlaStateError {
         /// The cause.
         reason: String,
     },
-    /// The file cannot be read, is truncated, or is no burnpack file.
+    /// The file cannot be read, is truncated, or is no safetensors file.
     #[error("cannot read a state from {path}: {reason}")]
     Read {
         /// The file.
@@ -79,7 +90,7 @@ pub enum GlaStateError {
         /// The cause.
         reason: String,
     },
-    /// The file is a burnpack file, but not of a state.
+    /// The file is a safetensors file, but not of a state.
     #[error("{path} holds no usable state: {reason}")]
     Content {
         /// The file.
