@@ -245,6 +245,52 @@ fn sizes_of_the_published_models() {
     }
 }
 
+/// Bytes of the state of one sequence, without making it.
+fn state_bytes(config: &GlaTransformerConfig) -> usize {
+    let model = config.init(&Device::flex());
+    model.layers.iter().map(|layer| layer.attn.state_shape(1).num_bytes(DType::F32)).sum()
+}
+
+fn thousands(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[test]
+fn the_model_card_says_what_the_models_are() {
+    for (name, config) in cases() {
+        let state = config.init(&Device::flex()).init_state(1, &Device::flex());
+        assert_eq!(state.num_bytes(), state_bytes(&config), "{name}");
+    }
+    let readme = include_str!("../gla-burn/README.md");
+    for name in GlaTransformerConfig::PRESETS {
+        let config = GlaTransformerConfig::preset(name).expect("a known name");
+        let (layers, hidden) = (config.num_hidden_layers, config.hidden_size);
+        let bytes = state_bytes(&config);
+        // keys and values of each layer, two bytes a number
+        let cached_token = 2 * layers * hidden * 2;
+        assert!(bytes.is_multiple_of(cached_token));
+        let row = format!(
+            "| {name} | {layers} x {hidden} | {} x {} x {} | {} | {} | {} | {} |",
+            config.num_heads,
+            (hidden as f64 * config.expand_k) as usize / config.num_heads,
+            (hidden as f64 * config.expand_v) as usize / config.num_heads,
+            if config.tie_word_embeddings { "yes" } else { "no" },
+            thousands(config.num_params()),
+            thousands(bytes),
+            bytes / cached_token,
+        );
+        assert!(readme.contains(&row), "the model card lacks:\n{row}");
+    }
+}
+
 #[test]
 fn configurations_are_json() {
     let config = cases().pop().unwrap().1;

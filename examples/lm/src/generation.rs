@@ -1,17 +1,35 @@
-//! A prompt, continued: one prefill over all of its bytes, then one recurrent step per new byte.
+//! A prompt, continued: it is read once, then each sample takes one recurrent step per new byte.
 //!
-//! `cargo run --release -p gla-lm --bin generate -- --prompt "impl Iterator for " --tokens 400`
+//! `cargo run --release -p gla-lm --bin generate -- --prompt "impl Iterator for " --samples 3`
 //!
 //! The cost of a step does not depend on how much came before: the state has a constant size.
 
+use std::io;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use burn::tensor::{Device, Int, Tensor, TensorData};
-use gla_burn::GlaTransformer;
+use anyhow::Result;
+use gla_burn::{Generator, GlaTransformer, SamplerConfig, TextStream};
 
 use crate::corpus::SEPARATOR;
-use crate::sampling::Sampler;
+
+/// What to continue, and how far.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Text to continue.
+    pub prompt: String,
+    /// Bytes of a sample at most.
+    pub tokens: usize,
+    /// Number of continuations, in one batch.
+    pub samples: usize,
+    /// A sample ends before the first of these.
+    pub stop: Vec<String>,
+    /// Whether a sample ends where the model would begin another document. If not, it goes on in
+    /// this one.
+    pub stop_at_end: bool,
+    /// How bytes are drawn. Sample `i` has the seed plus `i`: it is the sample that this seed alone
+    /// would give.
+    pub sampling: SamplerConfig,
+}
 
 /// How long the two phases took.
 pub struct Timing {
@@ -19,7 +37,7 @@ pub struct Timing {
     pub prompt: usize,
     /// Time over the prompt.
     pub prefill: Duration,
-    /// Bytes generated.
+    /// Bytes generated, in all samples.
     pub generated: usize,
     /// Time over them.
     pub steps: Duration,
@@ -39,146 +57,157 @@ impl Timing {
     }
 }
 
-/// Continue `prompt` by `tokens` bytes and hand the text to `sink` as it comes.
+/// Continue a prompt and hand the text to `sink` as it comes, with the number of the sample.
 ///
 /// # Errors
 ///
-/// When the model's logits are not finite, or `sink` fails.
+/// When an option is out of range, the model's logits are not finite, or `sink` fails.
 pub fn generate(
     model: &GlaTransformer,
-    prompt: &str,
-    tokens: usize,
-    sampler: &mut Sampler,
-    device: &Device,
-    mut sink: impl FnMut(&str) -> std::io::Result<()>,
+    request: &Request,
+    mut sink: impl FnMut(usize, &str) -> io::Result<()>,
 ) -> Result<Timing> {
+    let separator = usize::from(SEPARATOR);
+    let mut samplers = Vec::new();
+    for sample in 0..request.samples {
+        let mut config = request.sampling.clone();
+        config.seed = config.seed.wrapping_add(sample as u64);
+        if !request.stop_at_end {
+            // the separator is no text
+            config.suppress_tokens = vec![separator];
+        }
+        samplers.push(config.init()?);
+    }
+
     let start = Instant::now();
-    let ids: Vec<i32> = std::iter::once(SEPARATOR).chain(prompt.bytes()).map(i32::from).collect();
-    let prompt = ids.len();
-    let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [1, prompt]), device);
-    let mut state = model.init_state(1, device);
-    // only the last position is sampled from, so only it is projected
-    let last = model.prefill_hidden(ids, &mut state).narrow(1, prompt - 1, 1);
-    let mut logits = read(model.logits(last).flatten(0, 2))?;
+    let bytes = request.prompt.bytes().map(usize::from);
+    let prompt: Vec<usize> = std::iter::once(separator).chain(bytes).collect();
+    let mut generator = Generator::new(model.clone());
+    let ids = generator.add(&prompt, samplers);
     let prefill = start.elapsed();
 
     let start = Instant::now();
-    let mut text = Utf8Stream::default();
-    for done in 1..=tokens {
-        let byte = sampler.sample(&logits)?;
-        sink(&text.push(byte))?;
-        if done < tokens {
-            let id =
-                Tensor::<1, Int>::from_data(TensorData::new(vec![i32::from(byte)], [1]), device);
-            logits = read(model.step(id, &mut state).flatten(0, 1))?;
+    let mut texts: Vec<TextStream> = ids.map(|_| TextStream::new(&request.stop)).collect();
+    let mut generated = 0;
+    for _ in 0..request.tokens {
+        if generator.is_empty() {
+            break;
         }
-    }
-    sink(&text.finish())?;
-    Ok(Timing { prompt, prefill, generated: tokens, steps: start.elapsed() })
-}
-
-fn read(logits: Tensor<1>) -> Result<Vec<f32>> {
-    logits.try_into_vec_as::<f32>().context("cannot read the logits from the device")
-}
-
-/// Bytes in, whole characters out. Bytes that are no UTF-8 come out as U+FFFD.
-#[derive(Default)]
-pub struct Utf8Stream {
-    pending: Vec<u8>,
-}
-
-impl Utf8Stream {
-    /// Text that `byte` completes, often one character, empty within a longer one.
-    pub fn push(&mut self, byte: u8) -> String {
-        self.pending.push(byte);
-        let mut text = String::new();
-        let mut rest = self.pending.as_slice();
-        loop {
-            match std::str::from_utf8(rest) {
-                Ok(valid) => {
-                    text.push_str(valid);
-                    rest = &[];
-                    break;
-                }
-                Err(error) => {
-                    let (valid, after) = rest.split_at(error.valid_up_to());
-                    text.push_str(&String::from_utf8_lossy(valid));
-                    rest = after;
-                    // no length: the last character may still be completed
-                    let Some(bad) = error.error_len() else { break };
-                    text.push(char::REPLACEMENT_CHARACTER);
-                    rest = &rest[bad..];
-                }
+        for (id, token) in generator.step()? {
+            generated += 1;
+            let text = &mut texts[id];
+            let ended = token == separator;
+            if !ended {
+                let byte = u8::try_from(token).expect("the vocabulary is the bytes");
+                sink(id, &text.push(&[byte]))?;
+            }
+            if ended || text.is_stopped() {
+                generator.remove(id);
             }
         }
-        self.pending = rest.to_vec();
-        text
     }
-
-    /// What is left of a character that was never completed.
-    pub fn finish(&mut self) -> String {
-        String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
+    for (id, text) in texts.iter_mut().enumerate() {
+        sink(id, &text.finish())?;
     }
+    Ok(Timing { prompt: prompt.len(), prefill, generated, steps: start.elapsed() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::device::test_device;
-    use crate::sampling::SamplingArgs;
+    use burn::tensor::{Int, Tensor, TensorData};
     use gla_burn::GlaTransformerConfig;
 
-    #[test]
-    fn the_text_is_what_whole_passes_would_give() {
-        let device = test_device();
-        device.seed(5);
+    fn model() -> GlaTransformer {
         let config = GlaTransformerConfig::new(256, 16, 2)
             .with_num_heads(2)
             .with_use_short_conv(true)
             .with_initializer_range(0.5);
-        let model = config.init(&device);
-        let greedy = || Sampler::new(SamplingArgs { temperature: 0.0, ..Default::default() });
-        for prompt in ["", "f", &"a longer prompt, of several chunks. ".repeat(5)] {
-            let mut text = String::new();
-            let sink = |part: &str| {
-                text.push_str(part);
-                Ok(())
-            };
-            let timing = generate(&model, prompt, 12, &mut greedy().unwrap(), &device, sink);
-            assert_eq!(timing.unwrap().prompt, 1 + prompt.len());
+        config.init(&test_device())
+    }
 
+    fn request(prompt: &str, samples: usize) -> Request {
+        Request {
+            prompt: prompt.to_string(),
+            tokens: 12,
+            samples,
+            stop: Vec::new(),
+            stop_at_end: false,
+            sampling: SamplerConfig::new().with_seed(3),
+        }
+    }
+
+    fn texts(model: &GlaTransformer, request: &Request) -> Vec<String> {
+        let mut texts = vec![String::new(); request.samples];
+        let sink = |sample: usize, part: &str| {
+            texts[sample].push_str(part);
+            Ok(())
+        };
+        let timing = generate(model, request, sink).unwrap();
+        assert_eq!(timing.prompt, 1 + request.prompt.len());
+        texts
+    }
+
+    #[test]
+    fn the_text_is_what_whole_passes_would_give() {
+        let model = model();
+        for prompt in ["", "f", &"a longer prompt, of several chunks. ".repeat(5)] {
+            let mut request = request(prompt, 1);
+            request.sampling.temperature = 0.0;
             let mut bytes = [&[SEPARATOR], prompt.as_bytes()].concat();
-            for _ in 0..12 {
+            for _ in 0..request.tokens {
                 let ids: Vec<i32> = bytes.iter().copied().map(i32::from).collect();
                 let ids = TensorData::new(ids, [1, bytes.len()]);
-                let logits = model.forward(Tensor::from_data(ids, &device));
-                let last = logits.narrow(1, bytes.len() - 1, 1).flatten(0, 2);
-                bytes.push(greedy().unwrap().sample(&read(last).unwrap()).unwrap());
+                let ids = Tensor::<2, Int>::from_data(ids, &test_device());
+                let last = model.forward(ids).narrow(1, bytes.len() - 1, 1);
+                // the lowest byte is the separator
+                let best = last.narrow(2, 1, 255).argmax(2).into_scalar::<i32>() + 1;
+                bytes.push(best as u8);
             }
-            assert_eq!(text, String::from_utf8_lossy(&bytes[1 + prompt.len()..]), "{prompt:?}");
+            let expected = String::from_utf8_lossy(&bytes[1 + prompt.len()..]).into_owned();
+            assert_eq!(texts(&model, &request), [expected], "{prompt:?}");
         }
     }
 
-    fn stream(bytes: &[u8]) -> (Vec<String>, String) {
-        let mut stream = Utf8Stream::default();
-        let parts = bytes.iter().map(|b| stream.push(*b)).collect();
-        (parts, stream.finish())
-    }
-
     #[test]
-    fn characters_come_out_whole() {
-        let (parts, rest) = stream("aé€😀".as_bytes());
-        assert_eq!(parts, ["a", "", "é", "", "", "€", "", "", "", "😀"]);
-        assert_eq!(rest, "");
-    }
-
-    #[test]
-    fn any_bytes_come_out_as_the_lossy_text() {
-        let samples: [&[u8]; 5] =
-            [b"\xff", b"a\xe2\x82b", b"\xf0\x9f\x98", b"\xc3\xc3\xa9\x80", b"ok \xed\xa0\x80 \xc3"];
-        for bytes in samples {
-            let (parts, rest) = stream(bytes);
-            assert_eq!(parts.concat() + &rest, String::from_utf8_lossy(bytes));
+    fn samples_are_those_of_their_seeds_and_end_by_themselves() {
+        let model = model();
+        let together = texts(&model, &request("fn ", 3));
+        for (i, text) in together.iter().enumerate() {
+            let mut alone = request("fn ", 1);
+            alone.sampling.seed += i as u64;
+            assert_eq!(texts(&model, &alone), [text.clone()]);
         }
+        assert!(together[0] != together[1] && together[1] != together[2]);
+
+        // a stop string ends one, the others go on
+        let (at, stop) = together[1].char_indices().nth(4).expect("some characters");
+        let mut request = request("fn ", 3);
+        request.stop = vec![stop.to_string()];
+        let stopped = texts(&model, &request);
+        assert!(stopped[1].len() <= at);
+        for (stopped, whole) in stopped.iter().zip(&together) {
+            let end = whole.find(stop).unwrap_or(whole.len());
+            assert_eq!(*stopped, whole[..end]);
+        }
+    }
+
+    #[test]
+    fn a_sample_may_end_with_its_document() {
+        let model = model();
+        let mut request = request("", 1);
+        // all but the separator are out of the question
+        request.sampling.suppress_tokens = (1..256).collect();
+        request.stop_at_end = true;
+        assert_eq!(texts(&model, &request), [""]);
+    }
+
+    #[test]
+    fn options_out_of_range_are_errors() {
+        let mut request = request("", 1);
+        request.sampling.top_p = 1.5;
+        let error = generate(&model(), &request, |_, _| Ok(())).err().unwrap();
+        assert_eq!(error.to_string(), "top_p is 1.5, expected above 0 and at most 1");
     }
 }

@@ -13,9 +13,9 @@
 //! * [`dataset`]: windows of the corpus as a pure function of (seed, step)
 //! * [`schedule`]: learning rate as a pure function of the step
 //! * [`optimizer`]: AdamW with its parameter groups, and the clip of the global gradient norm
-//! * [`training`]: the loop; [`loss`]: cross entropy and bits per byte
+//! * [`training`]: the loop; [`loss`]: bits per byte
 //! * [`checkpoint`]: atomic step checkpoints, resume; [`progress`]: what the loop prints and logs
-//! * [`sampling`]: temperature, top-k, top-p; [`generation`]: prompt, prefill, recurrent steps
+//! * [`sampling`]: options of the choice; [`generation`]: prompt, prefill, recurrent steps
 #![recursion_limit = "256"]
 
 pub mod checkpoint;

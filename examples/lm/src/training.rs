@@ -17,11 +17,11 @@ use crate::config::{CONFIG_FILE, Preset, RunConfig, TrainArgs};
 use crate::corpus::Corpus;
 use crate::dataset::{self, Batch};
 use crate::device;
-use crate::generation::generate;
-use crate::loss::{bits_per_byte, cross_entropy};
+use crate::generation::{Request, generate};
+use crate::loss::bits_per_byte;
 use crate::optimizer::{adamw, clip_global_norm, with_stable_ids};
 use crate::progress::{Entry, Progress, minutes};
-use crate::sampling::{Sampler, SamplingArgs};
+use crate::sampling::SamplingArgs;
 
 /// Bytes of the sample at the end of a run.
 const SAMPLE: usize = 400;
@@ -101,7 +101,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     let (config, corpus, device, run) = (&config, &corpus, &device, &run);
     let session = Session { args, limit, config, corpus, device, run };
     let (model, state) = session.run(learner, start)?;
-    report(config, &model, &state, device)
+    report(config, &model, &state)
 }
 
 /// The run's own configuration if it has begun, the options otherwise.
@@ -165,7 +165,7 @@ impl Learner {
 
     /// One step on `batch`. Loss and gradient norm stay on the device.
     fn step(mut self, batch: Batch, rate: f64, clip: f32) -> (Self, Tensor<1>, Tensor<1>) {
-        let loss = cross_entropy(self.model.forward(batch.inputs), batch.targets);
+        let loss = self.model.loss(batch.inputs, batch.targets);
         let grads = GradientsParams::from_grads(loss.backward(), &self.model);
         let loss = loss.inner();
         let (grads, norm) = clip_global_norm(&self.model, grads, clip, &loss.device());
@@ -274,7 +274,7 @@ impl Session<'_> {
         let mut nats = 0.0;
         for part in offsets.chunks(config.batch) {
             let batch = dataset::gather(bytes, part, config.context, self.device);
-            let loss = cross_entropy(model.forward(batch.inputs), batch.targets);
+            let loss = model.loss(batch.inputs, batch.targets);
             nats += f64::from(read(loss)?) * part.len() as f64;
         }
         Ok(bits_per_byte(nats / offsets.len() as f64))
@@ -286,12 +286,7 @@ fn read(value: Tensor<1>) -> Result<f32> {
 }
 
 /// The score and a sample, on stdout.
-fn report(
-    config: &RunConfig,
-    model: &GlaTransformer,
-    state: &State,
-    device: &Device,
-) -> Result<()> {
+fn report(config: &RunConfig, model: &GlaTransformer, state: &State) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(
         out,
@@ -305,13 +300,19 @@ fn report(
         None => "/// Returns the ",
         Some(_) => "",
     };
-    let mut sampler = Sampler::new(SamplingArgs::default())?;
+    let request = Request {
+        prompt: prompt.to_string(),
+        tokens: SAMPLE,
+        samples: 1,
+        stop: Vec::new(),
+        stop_at_end: false,
+        sampling: (&SamplingArgs::default()).into(),
+    };
     write!(out, "sample:\n{prompt}")?;
-    let sink = |text: &str| {
+    let timing = generate(model, &request, |_, text| {
         out.write_all(text.as_bytes())?;
         out.flush()
-    };
-    let timing = generate(model, prompt, SAMPLE, &mut sampler, device, sink)?;
+    })?;
     writeln!(out)?;
     eprintln!("{}", timing.summary());
     Ok(())

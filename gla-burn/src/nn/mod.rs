@@ -29,6 +29,8 @@
 //! What a [`LayerState`] holds differs by kind; code that saves, selects or joins states goes
 //! through [`LayerState::merge`] and knows none of them.
 //!
+//! [`linear_cross_entropy`] trains, [`Generator`] and [`Sampler`] serve.
+//!
 //! Parameters carry the names of flash-linear-attention's checkpoints, see [`fla_name`]. Its models
 //! of Mamba and Mamba-2 have other names around the layer, and no feed-forward layers.
 
@@ -36,6 +38,7 @@ mod attention;
 mod block;
 mod feature_map;
 mod gate;
+mod generation;
 mod hybrid;
 mod init;
 mod layout;
@@ -56,6 +59,7 @@ pub use attention::*;
 pub use block::*;
 pub use feature_map::*;
 pub use gate::*;
+pub use generation::*;
 pub use hybrid::*;
 pub use layout::*;
 pub use loss::*;
