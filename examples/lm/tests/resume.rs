@@ -140,6 +140,9 @@ fn damage_and_misuse_are_explained() {
     assert!(text.starts_with("fn"), "{text}");
     assert!(text.len() >= 2 + 40, "{text}");
     assert_eq!(text, success(&mut generate(&earlier, options)));
+    let two = success(&mut generate(&earlier, &format!("{options} --samples 2")));
+    assert!(two.starts_with(&format!("--- sample 1 of 2\n{}", text.trim_end())), "{two}");
+    assert!(two.contains("--- sample 2 of 2\nfn"), "{two}");
 
     // damage that sampling can do without: it says what it passes over, and leaves the optimizer
     fs::write(earlier.join("optimizer.bpk"), "damaged").unwrap();
@@ -276,5 +279,5 @@ fn missing_things_are_named() {
     let error = failure(&mut generate(&dir.path().join("nowhere"), "--tokens 5"));
     assert!(error.contains("nowhere"), "{error}");
     let error = failure(&mut generate(&out, "--top-p 2"));
-    assert!(error.contains("--top-p is 2"), "{error}");
+    assert!(error.contains("top_p is 2, expected above 0 and at most 1"), "{error}");
 }
