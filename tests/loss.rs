@@ -77,12 +77,12 @@ impl Case {
             let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let log_sum = max + logits.iter().map(|z| (z - max).exp()).sum::<f64>().ln();
             expected.loss += (log_sum - logits[label as usize]) / scored as f64;
-            for v in 0..VOCAB {
+            for (v, logit) in logits.iter().enumerate() {
                 let target = f64::from(v == label as usize);
-                let d = ((logits[v] - log_sum).exp() - target) / scored as f64;
-                for i in 0..HIDDEN {
+                let d = ((logit - log_sum).exp() - target) / scored as f64;
+                for (i, x) in x.iter().enumerate() {
                     expected.hidden[row * HIDDEN + i] += d * self.weight[i * VOCAB + v];
-                    expected.weight[i * VOCAB + v] += d * x[i];
+                    expected.weight[i * VOCAB + v] += d * x;
                 }
             }
         }

@@ -93,7 +93,9 @@ fn a_prompt_of_any_length_takes_the_same_memory() {
     let peak = |tokens: usize| {
         let prompt: Vec<usize> = (0..tokens).map(|i| i % 64).collect();
         let mut generator = Generator::new(model.clone());
-        peak_of(|| drop(generator.add(&prompt, vec![SamplerConfig::new().init().unwrap()])))
+        peak_of(|| {
+            generator.add(&prompt, vec![SamplerConfig::new().init().unwrap()]);
+        })
     };
     peak(2048);
     let (short, long) = (peak(2048), peak(32768));
@@ -118,7 +120,11 @@ fn decoding_takes_constant_memory_and_time() {
         (LIVE.load(Relaxed), resident())
     };
     let first = thousand();
-    let peak = peak_of(|| (1..9).for_each(|_| drop(thousand())));
+    let peak = peak_of(|| {
+        (1..9).for_each(|_| {
+            thousand();
+        });
+    });
     let last = thousand();
     println!("after 1000 tokens {first:?} bytes live and resident, after 10000 {last:?}");
     assert!(last.0.abs_diff(first.0) < 64 << 10, "{} bytes live, then {}", first.0, last.0);
