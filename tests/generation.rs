@@ -9,8 +9,8 @@ use std::sync::LazyLock;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use gla_burn::{
-    Generator, GlaTransformer, GlaTransformerConfig, Sampler, SamplerConfig, SamplingError,
-    TextStream,
+    Generator, GlaTransformer, GlaTransformerConfig, HybridAttention, HybridAttentionSpec, Sampler,
+    SamplerConfig, SamplingError, TextStream,
 };
 use proptest::prelude::*;
 
@@ -287,6 +287,33 @@ fn sequences_of_a_batch_are_as_if_alone() {
     assert_eq!(first, Some(1..2));
     let again: Vec<usize> = (0..6).map(|_| other.step().unwrap()[0].1).collect();
     assert_eq!(found[4], again);
+}
+
+/// Layers of softmax attention remember every token, so sequences of a batch differ in length.
+#[test]
+fn hybrid_models_are_continued_too() {
+    let device = Device::flex();
+    let spec = HybridAttentionSpec::new(vec![1], 2);
+    let config = GlaTransformerConfig::new(VOCAB, 16, 2)
+        .with_num_heads(2)
+        .with_attn(Some(HybridAttention(vec![spec])))
+        .with_initializer_range(0.5);
+    let model = config.init(&device).materialize();
+    let run = |prompts: &[usize], steps: usize| {
+        let mut generator = Generator::new(model.clone());
+        let mut found = vec![Vec::new(); prompts.len()];
+        for (i, &len) in prompts.iter().enumerate() {
+            generator.add(&prompt(len), vec![sampler(len as u64)]);
+            for _ in 0..if i + 1 == prompts.len() { steps } else { 2 } {
+                generator.step().unwrap().into_iter().for_each(|(id, t)| found[id].push(t));
+            }
+        }
+        found
+    };
+    let together = run(&[3, 1, 30], 6);
+    for (i, (len, steps)) in [(3, 10), (1, 8), (30, 6)].into_iter().enumerate() {
+        assert_eq!(together[i], run(&[len], steps)[0], "prompt of {len}");
+    }
 }
 
 #[test]

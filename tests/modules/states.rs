@@ -7,6 +7,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use gla_burn::{GlaState, GlaStateError, GlaTransformer, GlaTransformerConfig, LayerState};
 
+use crate::mixers::all;
 use crate::{assert_close, cases, config, drawn, gla, ids};
 
 fn file(name: &str) -> PathBuf {
@@ -22,21 +23,33 @@ fn filled_state(model: &GlaTransformer) -> GlaState {
 #[test]
 fn states_are_values() {
     let device = Device::flex();
-    let model = drawn(cases().pop().unwrap().1.init(&device));
-    let mut state = filled_state(&model);
     let path = file("roundtrip");
-    state.save(&path).unwrap();
-    state.save(&path).unwrap();
-    let mut loaded = GlaState::load(&path, &device).unwrap();
-    std::fs::remove_file(&path).unwrap();
-    model.check_state(&loaded).unwrap();
-    assert_eq!((loaded.seen(), loaded.num_bytes()), (&[9, 9][..], state.num_bytes()));
+    for (name, config) in all() {
+        let model = drawn(config.init(&device));
+        let mut state = filled_state(&model);
+        state.save(&path).unwrap();
+        state.save(&path).unwrap();
+        let mut loaded = GlaState::load(&path, &device).unwrap();
+        model.check_state(&loaded).unwrap();
+        assert_eq!((loaded.seen(), loaded.num_bytes()), (&[9, 9][..], state.num_bytes()), "{name}");
 
-    let mut branch = state.clone();
-    let next = |token| Tensor::<1, Int>::from_data([token, token], &device);
-    model.step(next(3), &mut branch);
-    let expected = model.step(next(5), &mut state);
-    assert_close("loaded", model.step(next(5), &mut loaded), expected, 0.0);
+        let mut branch = state.clone();
+        let next = |token| Tensor::<1, Int>::from_data([token, token], &device);
+        model.step(next(3), &mut branch);
+        let expected = model.step(next(5), &mut state);
+        assert_close(name, model.step(next(5), &mut loaded), expected, 0.0);
+    }
+    let folder = path.parent().unwrap();
+    let partial = path.file_name().unwrap().to_string_lossy().into_owned() + ".";
+    let left = std::fs::read_dir(folder).unwrap().filter(|entry| {
+        entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(&format!(".{partial}"))
+    });
+    assert_eq!(left.count(), 0, "no partial file is left behind");
+    std::fs::remove_file(&path).unwrap();
+
+    let nowhere = folder.join("gla-no-such-folder").join("state");
+    let error = filled_state(&config().init(&device)).save(&nowhere).unwrap_err();
+    assert!(matches!(error, GlaStateError::Write { .. }), "{error}");
 }
 
 #[test]
@@ -145,47 +158,57 @@ fn next(model: &GlaTransformer, state: &GlaState) -> Tensor<2> {
 
 #[test]
 fn sequences_are_rows_of_a_batch() {
+    for (name, config) in all() {
+        rows_of(name, &drawn(config.init(&Device::flex())));
+    }
+}
+
+fn rows_of(name: &str, model: &GlaTransformer) {
     let device = Device::flex();
-    let model = drawn(cases().pop().unwrap().1.init(&device));
+    let close = |what: &str, found: Tensor<2>, expected: Tensor<2>| {
+        assert_close(&format!("{name}: {what}"), found, expected, 1e-5);
+    };
     let row = |logits: &Tensor<2>, row: usize| logits.clone().narrow(0, row, 1);
     let state = {
         let mut state = model.init_state(3, &device);
         model.prefill(ids([3, 9], &device), &mut state);
         state
     };
-    let logits = next(&model, &state);
+    let logits = next(model, &state);
 
-    let chosen = state.select(&[2, 0, 2]);
+    let chosen = next(model, &state.select(&[2, 0, 2]));
     for (to, from) in [2, 0, 2].into_iter().enumerate() {
-        assert_close("select", row(&next(&model, &chosen), to), row(&logits, from), 1e-5);
+        close("select", row(&chosen, to), row(&logits, from));
     }
     let branched = state.select(&[1]).repeat(4);
     assert_eq!((branched.batch(), branched.num_bytes()), (4, state.num_bytes() / 3 * 4));
-    for to in 0..4 {
-        assert_close("repeat", row(&next(&model, &branched), to), row(&logits, 1), 1e-5);
-    }
+    let branched = next(model, &branched);
+    (0..4).for_each(|to| close("repeat", row(&branched, to), row(&logits, 1)));
 
     // a row that is further than the others replaces one, and one starts anew
     let mut further = state.select(&[1]);
     model.prefill(ids([1, 4], &device), &mut further);
-    let alone = next(&model, &further);
+    let alone = next(model, &further);
     let mut slots = state.clone();
     slots.put(0, further.clone());
     let taken = slots.take(2);
     assert_eq!((slots.seen(), taken.seen()), (&[13, 9, 0][..], &[9][..]));
-    let after = next(&model, &slots);
-    assert_close("put", row(&after, 0), alone.clone(), 1e-5);
-    assert_close("untouched", row(&after, 1), row(&logits, 1), 1e-5);
-    let fresh = next(&model, &model.init_state(1, &device));
-    assert_close("reset", row(&after, 2), fresh, 1e-5);
-    assert_close("take", next(&model, &taken), row(&logits, 2), 1e-5);
-    assert_close("the clone", next(&model, &state), logits.clone(), 0.0);
+    model.check_state(&slots).unwrap();
+    let after = next(model, &slots);
+    close("put", row(&after, 0), alone.clone());
+    close("untouched", row(&after, 1), row(&logits, 1));
+    let start = model.init_state(1, &device);
+    let first = next(model, &start);
+    close("reset", row(&after, 2), first.clone());
+    close("take", next(model, &taken), row(&logits, 2));
+    close("the clone", next(model, &state), logits.clone());
 
-    let joined = GlaState::cat(vec![taken, further, state.select(&[0, 1])]);
-    assert_eq!(joined.seen(), [9, 13, 9, 9]);
+    let joined = GlaState::cat(vec![taken, further, start, state.select(&[0, 1])]);
+    assert_eq!(joined.seen(), [9, 13, 0, 9, 9]);
     model.check_state(&joined).unwrap();
-    let expected = Tensor::cat(vec![row(&logits, 2), alone, row(&logits, 0), row(&logits, 1)], 0);
-    assert_close("cat", next(&model, &joined), expected, 1e-5);
+    let rest = logits.clone().narrow(0, 0, 2);
+    let expected = Tensor::cat(vec![row(&logits, 2), alone, first, rest], 0);
+    close("cat", next(model, &joined), expected);
 }
 
 /// Tensors that grow with time are filled up in front; a sequence without tokens may have none.
