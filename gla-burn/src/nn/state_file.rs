@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -42,23 +43,12 @@ impl GlaState {
             LayerState::merge(vec![layer.clone()], &mut tensors);
         }
 
-        let view = |(name, data): &'_ (String, TensorData)| {
-            let found = DTYPES.iter().find(|(dtype, _)| *dtype == data.dtype());
-            let &(_, dtype) =
-                found.ok_or_else(|| format!("tensor {name} is {:?}", data.dtype()))?;
-            Ok((name.clone(), dtype, data.shape().to_vec()))
-        };
-        let infos: Result<Vec<_>, String> = tensors.list.iter().map(view).collect();
-        let views = infos.map_err(failed)?.into_iter().zip(&tensors.list);
-        let views = views.map(|((name, dtype, shape), (_, data))| {
-            let view = TensorView::new(dtype, shape, data.as_bytes());
-            (name, view.expect("as many bytes as the shape asks for"))
-        });
+        let views: Result<Vec<_>, String> = tensors.list.iter().map(view).collect();
         let metadata = HashMap::from([
             (FORMAT.0.to_string(), FORMAT.1.to_string()),
             (LAYERS.to_string(), self.layers.len().to_string()),
         ]);
-        let bytes = safetensors::serialize(views, Some(metadata));
+        let bytes = safetensors::serialize(views.map_err(failed)?, Some(metadata));
         let bytes = bytes.map_err(|error| failed(error.to_string()))?;
         replace(path, &bytes).map_err(|error| failed(error.to_string()))
     }
@@ -85,10 +75,20 @@ impl GlaState {
     }
 }
 
+fn view((name, data): &(String, TensorData)) -> Result<(&str, TensorView<'_>), String> {
+    let found = DTYPES.iter().find(|(dtype, _)| *dtype == data.dtype());
+    let &(_, dtype) = found.ok_or_else(|| format!("tensor {name} is {:?}", data.dtype()))?;
+    let view = TensorView::new(dtype, data.shape().to_vec(), data.as_bytes());
+    view.map(|view| (name.as_str(), view)).map_err(|error| format!("tensor {name}: {error}"))
+}
+
 /// Writes `bytes` beside `path` and renames.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    static WRITES: AtomicUsize = AtomicUsize::new(0);
     let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
-    let partial = format!(".{}.{}.partial", name.to_string_lossy(), std::process::id());
+    // nobody else writes to a file of this name
+    let (process, write) = (std::process::id(), WRITES.fetch_add(1, Ordering::Relaxed));
+    let partial = format!(".{}.{process}-{write}.partial", name.to_string_lossy());
     let partial = path.with_file_name(partial);
     let write = || {
         let mut file = File::create(&partial)?;
