@@ -2,6 +2,8 @@
 #![doc = include_str!("../README.md")]
 
 mod backends;
+#[cfg(feature = "store")]
+pub mod checkpoint;
 mod functions;
 pub mod nn;
 mod ops;
