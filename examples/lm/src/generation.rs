@@ -1,4 +1,4 @@
-//! A prompt, continued: it is read once, then each sample takes one recurrent step per new byte.
+//! A prompt, continued: it is read once, then each sample takes one recurrent step per new token.
 //!
 //! `cargo run --release -p gla-lm --bin generate -- --prompt "impl Iterator for " --samples 3`
 //!
@@ -10,34 +10,34 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use gla_burn::{Generator, GlaTransformer, SamplerConfig, TextStream};
 
-use crate::corpus::SEPARATOR;
+use crate::tokenizer::Tokenizer;
 
 /// What to continue, and how far.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// Text to continue.
     pub prompt: String,
-    /// Bytes of a sample at most.
+    /// Tokens of a sample at most.
     pub tokens: usize,
     /// Number of continuations, in one batch.
     pub samples: usize,
     /// A sample ends before the first of these.
     pub stop: Vec<String>,
     /// Whether a sample ends where the model would begin another document. If not, it goes on in
-    /// this one.
+    /// this one, unless the tokenizer [always ends](Tokenizer::always_ends).
     pub stop_at_end: bool,
-    /// How bytes are drawn. Sample `i` has the seed plus `i`: it is the sample that this seed alone
+    /// How tokens are drawn. Sample `i` has the seed plus `i`: it is the sample that this seed alone
     /// would give.
     pub sampling: SamplerConfig,
 }
 
 /// How long the two phases took.
 pub struct Timing {
-    /// Bytes of the prompt, with the separator before it.
+    /// Tokens of the prompt, with the one that starts a text.
     pub prompt: usize,
     /// Time over the prompt.
     pub prefill: Duration,
-    /// Bytes generated, in all samples.
+    /// Tokens generated, in all samples.
     pub generated: usize,
     /// Time over them.
     pub steps: Duration,
@@ -48,7 +48,7 @@ impl Timing {
     pub fn summary(&self) -> String {
         let rate = |n: usize, time: Duration| n as f64 / time.as_secs_f64().max(1e-9);
         format!(
-            "prompt: {} bytes at {:.0} bytes/s; generated: {} bytes at {:.0} bytes/s",
+            "prompt: {} tokens at {:.0} tokens/s; generated: {} tokens at {:.0} tokens/s",
             self.prompt,
             rate(self.prompt, self.prefill),
             self.generated,
@@ -61,33 +61,35 @@ impl Timing {
 ///
 /// # Errors
 ///
-/// When an option is out of range, the model's logits are not finite, or `sink` fails.
+/// When an option is out of range, the prompt cannot be encoded, the model's logits are not finite,
+/// or `sink` fails.
 pub fn generate(
     model: &GlaTransformer,
+    tokenizer: &Tokenizer,
     request: &Request,
     mut sink: impl FnMut(usize, &str) -> io::Result<()>,
 ) -> Result<Timing> {
-    let separator = usize::from(SEPARATOR);
+    let ends = tokenizer.ends();
     let mut samplers = Vec::new();
     for sample in 0..request.samples {
         let mut config = request.sampling.clone();
         config.seed = config.seed.wrapping_add(sample as u64);
-        if !request.stop_at_end {
-            // the separator is no text
-            config.suppress_tokens = vec![separator];
+        if !request.stop_at_end && !tokenizer.always_ends() {
+            // the end is no text
+            config.suppress_tokens = ends.to_vec();
         }
         samplers.push(config.init()?);
     }
 
     let start = Instant::now();
-    let bytes = request.prompt.bytes().map(usize::from);
-    let prompt: Vec<usize> = std::iter::once(separator).chain(bytes).collect();
+    let prompt = tokenizer.encode(&request.prompt)?;
     let mut generator = Generator::new(model.clone());
     let ids = generator.add(&prompt, samplers);
     let prefill = start.elapsed();
 
     let start = Instant::now();
-    let mut texts: Vec<TextStream> = ids.map(|_| TextStream::new(&request.stop)).collect();
+    let text = |_| Ok((tokenizer.decoder(&prompt)?, TextStream::new(&request.stop)));
+    let mut texts = ids.map(text).collect::<Result<Vec<_>>>()?;
     let mut generated = 0;
     for _ in 0..request.tokens {
         if generator.is_empty() {
@@ -95,18 +97,17 @@ pub fn generate(
         }
         for (id, token) in generator.step()? {
             generated += 1;
-            let text = &mut texts[id];
-            let ended = token == separator;
+            let (decoder, text) = &mut texts[id];
+            let ended = ends.contains(&token);
             if !ended {
-                let byte = u8::try_from(token).expect("the vocabulary is the bytes");
-                sink(id, &text.push(&[byte]))?;
+                sink(id, &text.push(&decoder.push(token)?))?;
             }
             if ended || text.is_stopped() {
                 generator.remove(id);
             }
         }
     }
-    for (id, text) in texts.iter_mut().enumerate() {
+    for (id, (_, text)) in texts.iter_mut().enumerate() {
         sink(id, &text.finish())?;
     }
     Ok(Timing { prompt: prompt.len(), prefill, generated, steps: start.elapsed() })
@@ -115,6 +116,7 @@ pub fn generate(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::corpus::SEPARATOR;
     use crate::device::test_device;
     use burn::tensor::{Int, Tensor, TensorData};
     use gla_burn::GlaTransformerConfig;
@@ -144,7 +146,7 @@ mod tests {
             texts[sample].push_str(part);
             Ok(())
         };
-        let timing = generate(model, request, sink).unwrap();
+        let timing = generate(model, &Tokenizer::bytes(), request, sink).unwrap();
         assert_eq!(timing.prompt, 1 + request.prompt.len());
         texts
     }
@@ -207,7 +209,8 @@ mod tests {
     fn options_out_of_range_are_errors() {
         let mut request = request("", 1);
         request.sampling.top_p = 1.5;
-        let error = generate(&model(), &request, |_, _| Ok(())).err().unwrap();
+        let result = generate(&model(), &Tokenizer::bytes(), &request, |_, _| Ok(()));
+        let error = result.err().unwrap();
         assert_eq!(error.to_string(), "top_p is 1.5, expected above 0 and at most 1");
     }
 }

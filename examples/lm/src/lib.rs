@@ -3,6 +3,7 @@
 //! ```text
 //! cargo run --release -p gla-lm --bin train
 //! cargo run --release -p gla-lm --bin generate -- --prompt "pub fn " --tokens 300
+//! cargo run --release -p gla-lm --bin lm -- --help
 //! ```
 //!
 //! The files, in the order in which a run passes through them:
@@ -16,9 +17,13 @@
 //! * [`training`]: the loop; [`loss`]: bits per byte
 //! * [`checkpoint`]: atomic step checkpoints, resume; [`progress`]: what the loop prints and logs
 //! * [`sampling`]: options of the choice; [`generation`]: prompt, prefill, recurrent steps
+//! * [`tokenizer`]: bytes, or the tokenizer of a checkpoint; [`pretrained`]: checkpoints of
+//!   flash-linear-attention
+//! * [`commands`]: what the program `lm` does besides training
 #![recursion_limit = "256"]
 
 pub mod checkpoint;
+pub mod commands;
 pub mod config;
 pub mod corpus;
 pub mod dataset;
@@ -27,8 +32,10 @@ pub mod generation;
 pub mod hash;
 pub mod loss;
 pub mod optimizer;
+pub mod pretrained;
 pub mod progress;
 pub mod sampling;
 pub mod schedule;
+pub mod tokenizer;
 pub mod training;
 pub mod tuning;

@@ -1,26 +1,26 @@
-//! How to choose the next byte, as options: see [`SamplerConfig`] for formulas and order.
+//! How to choose the next token, as options: see [`SamplerConfig`] for formulas and order.
 //!
 //! `cargo run --release -p gla-lm --bin generate -- --temperature 0.7 --top-k 40 --min-p 0.05`
 
 use clap::Args;
 use gla_burn::SamplerConfig;
 
-/// How to choose among the bytes.
+/// How to choose among the tokens.
 #[derive(Args, Clone, Debug)]
 pub struct SamplingArgs {
-    /// Divides the logits; 0 always takes the likeliest byte
+    /// Divides the logits; 0 always takes the likeliest token
     #[arg(long, default_value_t = 0.8)]
     pub temperature: f64,
-    /// Choose among so many likeliest bytes; 0 for all
+    /// Choose among so many likeliest tokens; 0 for all
     #[arg(long, default_value_t = 0)]
     pub top_k: usize,
-    /// Choose among the likeliest bytes that together have this probability; 1 for all
+    /// Choose among the likeliest tokens that together have this probability; 1 for all
     #[arg(long, default_value_t = 0.95)]
     pub top_p: f64,
-    /// Choose among bytes at least this likely, relative to the likeliest; 0 for all
+    /// Choose among tokens at least this likely, relative to the likeliest; 0 for all
     #[arg(long, default_value_t = 0.0)]
     pub min_p: f64,
-    /// Above 1 makes bytes of the text so far less likely; 1 does nothing
+    /// Above 1 makes tokens of the text so far less likely; 1 does nothing
     #[arg(long, default_value_t = 1.0)]
     pub repetition_penalty: f64,
     /// Seed of the choices; each further sample has the next one

@@ -22,6 +22,7 @@ use crate::loss::bits_per_byte;
 use crate::optimizer::{adamw, clip_global_norm, with_stable_ids};
 use crate::progress::{Entry, Progress, minutes};
 use crate::sampling::SamplingArgs;
+use crate::tokenizer::Tokenizer;
 
 /// Bytes of the sample at the end of a run.
 const SAMPLE: usize = 400;
@@ -309,7 +310,7 @@ fn report(config: &RunConfig, model: &GlaTransformer, state: &State) -> Result<(
         sampling: (&SamplingArgs::default()).into(),
     };
     write!(out, "sample:\n{prompt}")?;
-    let timing = generate(model, &request, |_, text| {
+    let timing = generate(model, &Tokenizer::bytes(), &request, |_, text| {
         out.write_all(text.as_bytes())?;
         out.flush()
     })?;

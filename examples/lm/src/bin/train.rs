@@ -10,8 +10,7 @@
 
 use clap::Parser;
 use gla_lm::config::TrainArgs;
-use gla_lm::{device, training};
-use tracing_subscriber::EnvFilter;
+use gla_lm::{commands, training};
 
 #[derive(Parser)]
 #[command(about = "Train a small GLA language model on bytes", version)]
@@ -22,9 +21,6 @@ struct Cli {
 
 fn main() -> anyhow::Result<()> {
     // SAFETY: nothing has started a thread yet
-    unsafe { device::pin_default_device() };
-    let cli = Cli::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("error"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    training::train(&cli.train)
+    unsafe { commands::start() };
+    training::train(&Cli::parse().train)
 }
