@@ -225,12 +225,71 @@ impl Peers {
     }
 }
 
+/// A training step of a model.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelRow {
+    /// `training step`.
+    pub op: &'static str,
+    /// Preset.
+    pub model: String,
+    /// Back-end.
+    pub device: String,
+    /// Sequences of a step.
+    #[serde(rename = "B")]
+    pub batch: usize,
+    /// Their length.
+    #[serde(rename = "T")]
+    pub time: usize,
+    /// Type of weights, activations and moments.
+    pub dtype: String,
+    /// Median.
+    pub ms: f64,
+    /// The first step, which compiles.
+    pub first_ms: f64,
+    /// Tokens of a step by its time.
+    pub tokens_per_s: f64,
+    /// The op of all layers alone.
+    pub op_ms: f64,
+    /// The products with all weights alone.
+    pub products_ms: f64,
+    /// MiB that the device's pool holds.
+    pub peak_mib: Option<f64>,
+    /// What it is compared with.
+    pub peer: Option<String>,
+    /// Its step in the same run.
+    pub peer_ms: Option<f64>,
+    /// `peer_ms / ms`.
+    pub ratio: Option<f64>,
+    /// Day of the run.
+    pub date: String,
+}
+
+impl fmt::Display for ModelRow {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let ModelRow { model, device, batch, time, dtype, ms, first_ms, .. } = self;
+        let part = |part: f64| 100.0 * part / ms;
+        let (op, products) = (part(self.op_ms), part(self.products_ms));
+        write!(
+            f,
+            "{model} {batch} x {time} {dtype} {device}: {ms:.1} ms a step, {:.0} tokens/s; op {op:.1} %, \
+             products {products:.1} %, the rest {:.1} %; first step {:.1} s",
+            self.tokens_per_s,
+            100.0 - op - products,
+            first_ms / 1e3
+        )?;
+        match (&self.peer, self.ratio) {
+            (Some(peer), Some(ratio)) => write!(f, "; {ratio:.2}x {peer}"),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Writes rows as one JSON array, a row a line.
 ///
 /// # Errors
 ///
 /// If the file cannot be written.
-pub fn write_rows(path: &Path, rows: &[Row]) -> Result<()> {
+pub fn write_rows<R: Serialize>(path: &Path, rows: &[R]) -> Result<()> {
     let lines: Vec<String> = rows.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
     std::fs::write(path, format!("[\n {}\n]\n", lines.join(",\n ")))
         .with_context(|| path.display().to_string())

@@ -61,6 +61,7 @@ pub fn devices() -> Vec<TestDevice> {
 
 type Open = fn() -> Result<Client, String>;
 
+#[allow(unused_mut)]
 fn candidates() -> Vec<(&'static str, Open)> {
     let mut all: Vec<(&'static str, Open)> = Vec::new();
     #[cfg(feature = "cuda")]

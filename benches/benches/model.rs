@@ -1,0 +1,245 @@
+//! A training step of a language model: forward, loss, backward, AdamW.
+//!
+//! ```text
+//! cargo bench --workspace --bench model --features gla-benches/cuda -- --device cuda --dtype bf16
+//! ```
+//!
+//! Beside the step its parts are timed alone, forward and backward: the op of all layers, and the
+//! products with all weights. What is left is norms, gates, the feed-forward's elementwise part, the
+//! softmax, the optimizer, and what the launches cost.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::{AdamWConfig, GradientsParams};
+use burn::tensor::{Device, Distribution, FloatDType, Int, Tensor};
+use clap::Parser;
+use gla_benches::ModelRow;
+use gla_burn::{Gate, GlaOptions, GlaTransformerConfig, gla};
+
+#[derive(Parser)]
+struct Args {
+    /// cuda, vulkan, wgpu or cpu
+    #[arg(long, default_value = "wgpu")]
+    device: String,
+    /// f32, f16 or bf16: of weights, activations and the optimizer's moments
+    #[arg(long, default_value = "f32")]
+    dtype: String,
+    /// 340M, 1.3B or 2.7B; a model of two narrow layers if none is given
+    #[arg(long)]
+    preset: Option<String>,
+    /// Sequences of a step
+    #[arg(long, default_value_t = 2)]
+    batch: usize,
+    /// Their length
+    #[arg(long, default_value_t = 128)]
+    time: usize,
+    /// Steps that are timed, after two that are not
+    #[arg(long, default_value_t = 5)]
+    steps: usize,
+    /// Milliseconds of a peer's step in the same run
+    #[arg(long)]
+    peer_ms: Option<f64>,
+    /// Who that is
+    #[arg(long, requires = "peer_ms")]
+    peer: Option<String>,
+    /// Write the row to this file, as a JSON array
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Day of the run, for the row
+    #[arg(long, default_value = "")]
+    date: String,
+    /// Passed by `cargo bench`
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> Result<()> {
+    // test runners start benches too, to list their tests: there are none
+    if !std::env::args().any(|arg| arg == "--bench") {
+        return Ok(());
+    }
+    let args = Args::parse();
+    let mut device = device(&args.device)?;
+    device.configure(float_dtype(&args.dtype)?)?;
+    let device = device.autodiff();
+    let config = match &args.preset {
+        Some(name) => GlaTransformerConfig::preset(name)
+            .with_context(|| format!("--preset {name}: expected 340M, 1.3B or 2.7B"))?,
+        None => GlaTransformerConfig::new(256, 64, 2),
+    };
+    let (batch, time) = (args.batch, args.time);
+    ensure!(batch * time > 0, "--batch and --time must be at least 1, got {batch} and {time}");
+
+    let step = train(&config, &args, &device)?;
+    let op = op(&config, &args, &device)?;
+    let products = products(&config, &args, &device)?;
+    let row = ModelRow {
+        op: "training step",
+        model: args.preset.unwrap_or_else(|| "2 x 64".into()),
+        device: args.device,
+        batch,
+        time,
+        dtype: args.dtype,
+        ms: step.ms,
+        first_ms: step.first_ms,
+        tokens_per_s: (batch * time) as f64 / step.ms * 1e3,
+        op_ms: op,
+        products_ms: products,
+        peak_mib: step.peak_mib,
+        ratio: args.peer_ms.map(|peer| peer / step.ms),
+        peer: args.peer,
+        peer_ms: args.peer_ms,
+        date: args.date,
+    };
+    println!("{row}");
+    match &args.out {
+        Some(path) => gla_benches::write_rows(path, &[row]),
+        None => Ok(()),
+    }
+}
+
+// without a back-end every name is refused
+#[allow(unreachable_code)]
+fn device(name: &str) -> Result<Device> {
+    Ok(match name {
+        #[cfg(feature = "cuda")]
+        "cuda" => Device::cuda(0),
+        #[cfg(any(feature = "wgpu", feature = "vulkan"))]
+        "wgpu" | "vulkan" => Device::default(),
+        #[cfg(feature = "flex")]
+        "cpu" => Device::flex(),
+        other => bail!("--device {other}: not compiled in"),
+    })
+}
+
+fn float_dtype(name: &str) -> Result<FloatDType> {
+    Ok(match name {
+        "f32" => FloatDType::F32,
+        "f16" => FloatDType::F16,
+        "bf16" => FloatDType::BF16,
+        other => bail!("--dtype {other}: expected f32, f16 or bf16"),
+    })
+}
+
+struct Step {
+    ms: f64,
+    first_ms: f64,
+    peak_mib: Option<f64>,
+}
+
+/// Trains on random tokens; the loss must be that of a model that knows nothing, and fall.
+fn train(config: &GlaTransformerConfig, args: &Args, device: &Device) -> Result<Step> {
+    let mut model = config.init(device);
+    let mut optimizer =
+        AdamWConfig::new().with_beta_1(0.9).with_beta_2(0.95).with_weight_decay(0.1).init();
+    let shape = [args.batch, args.time];
+    let top = config.vocab_size as f64;
+    let ids = Tensor::<2>::random(shape, Distribution::Uniform(0.0, top), device);
+    let ids: Tensor<2, Int> = ids.int().clamp(0, config.vocab_size as i64 - 1);
+
+    let mut losses = Vec::new();
+    let mut times = Vec::new();
+    for _ in 0..args.steps + 2 {
+        let start = Instant::now();
+        let loss = model.loss(ids.clone(), ids.clone());
+        let grads = GradientsParams::from_grads(loss.backward(), &model);
+        model = optimizer.step(1e-3, model, grads);
+        device.sync()?;
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+        losses.push(loss.into_scalar::<f32>());
+    }
+    let (first, last) = (losses[0], losses[losses.len() - 1]);
+    let ignorant = (config.vocab_size as f32).ln();
+    ensure!((first - ignorant).abs() < 0.5, "the first loss is {first}, expected {ignorant}");
+    ensure!(last < first, "the loss goes from {first} to {last}");
+    let peak_mib = device.memory_pool_usage().map(|usage| mib(usage.bytes_reserved));
+    let first_ms = times[0];
+    Ok(Step { ms: median(times.split_off(2)), first_ms, peak_mib })
+}
+
+fn mib(bytes: u64) -> f64 {
+    (bytes as f64 / f64::from(1 << 20)).round()
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// Median of a call and its backward, which `call` ends with.
+fn timed(device: &Device, steps: usize, mut call: impl FnMut()) -> Result<f64> {
+    let mut times = Vec::new();
+    for _ in 0..steps + 2 {
+        let start = Instant::now();
+        call();
+        device.sync()?;
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(median(times.split_off(2)))
+}
+
+/// The op of all layers, forward and backward.
+fn op(config: &GlaTransformerConfig, args: &Args, device: &Device) -> Result<f64> {
+    let heads = config.num_heads;
+    let width = |expand: f64| (config.hidden_size as f64 * expand) as usize / heads;
+    let (key_dim, value_dim) = (width(config.expand_k), width(config.expand_v));
+    let random = |dim: usize| {
+        let shape = [args.batch, args.time, heads, dim];
+        Tensor::<4>::random(shape, Distribution::Default, device).require_grad()
+    };
+    let (q, k, v) = (random(key_dim), random(key_dim), random(value_dim));
+    let gate = gla_burn::log_sigmoid(random(key_dim)).detach() / 16.0;
+    let gate = gate.require_grad();
+    let d_o = random(value_dim).detach();
+    let one = timed(device, args.steps, || {
+        let gate = Gate::Vector(gate.clone());
+        let out = gla(q.clone(), k.clone(), v.clone(), gate, GlaOptions::default()).output;
+        (out * d_o.clone()).sum().backward();
+    })?;
+    Ok(one * config.num_hidden_layers as f64)
+}
+
+/// The products with all weights of two dimensions, forward and backward.
+fn products(config: &GlaTransformerConfig, args: &Args, device: &Device) -> Result<f64> {
+    struct Shapes(Vec<[usize; 2]>);
+    impl ModuleVisitor for Shapes {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Ok(shape) = param.lazy_shape().as_slice().try_into() {
+                self.0.push(shape);
+            }
+        }
+    }
+    let mut shapes = Shapes(Vec::new());
+    config.init(device).visit(&mut shapes);
+    // an untied embedding multiplies nothing
+    let lookup = usize::from(!config.tie_word_embeddings);
+    let mut counted: Vec<([usize; 2], usize)> = Vec::new();
+    for mut shape in shapes.0.into_iter().skip(lookup) {
+        if shape[0] == config.vocab_size {
+            shape.swap(0, 1);
+        }
+        match counted.iter_mut().find(|(known, _)| *known == shape) {
+            Some((_, count)) => *count += 1,
+            None => counted.push((shape, 1)),
+        }
+    }
+    let rows = args.batch * args.time;
+    let mut sum = 0.0;
+    for ([d_input, d_output], count) in counted {
+        // as many rows at a time as the loss takes
+        let part = if d_output == config.vocab_size { rows.min(1024) } else { rows };
+        let random = |shape: [usize; 2]| {
+            Tensor::<2>::random(shape, Distribution::Default, device).require_grad()
+        };
+        let (x, weight) = (random([part, d_input]), random([d_input, d_output]));
+        let d_out = random([part, d_output]).detach();
+        let one = timed(device, args.steps, || {
+            (x.clone().matmul(weight.clone()) * d_out.clone()).sum().backward();
+        })?;
+        sum += one * count as f64 * (rows as f64 / part as f64);
+    }
+    Ok(sum)
+}
