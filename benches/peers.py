@@ -158,6 +158,24 @@ def decode(b, h, k_dim, v_dim):
     add(name, "vector", "decode", (b, 1, h, k_dim, v_dim), median_ms(step))
 
 
+def train(b, t):
+    """A step of GLA-340M as fla builds it: bf16 weights, AdamW."""
+    from fla.models import GLAConfig, GLAForCausalLM
+
+    config = GLAConfig(hidden_size=1024, num_hidden_layers=24, num_heads=4, vocab_size=32000, tie_word_embeddings=True)
+    model = GLAForCausalLM(config).to("cuda", torch.bfloat16).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    ids = torch.randint(0, 32000, (b, t), device="cuda")
+
+    def step():
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    ms = median_ms(step)
+    add(f"fla {fla.__version__} GLAForCausalLM 340M", "vector", "train", (b, t, 4, 128, 256), ms)
+
+
 def matmul(size):
     """What the device's tensor cores do: the ceiling of all else."""
     a, b = random(size, size), random(size, size)
@@ -180,6 +198,7 @@ if fla:
         attempt(chunked, *case)
     for case in DECODE:
         attempt(decode, *case)
+    attempt(train, 8, 2048)
 if worker is None:
     for b, t in ((8, 1024), (16, 1024), (8, 2048), (4, 4096), (2, 8192), (1, 16384)):
         attempt(attention, b, t, 16, 128)

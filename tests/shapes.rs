@@ -1,7 +1,7 @@
 //! What Fusion is told about an output is what the output is: the lazy shape and type of a tensor
 //! against those of the data that was computed. Nothing in Burn checks this in release builds.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 use gla_burn::{Gate, StepGate, gla, gla_step};
 use gla_kernels::eval::{Case, RefDType};
 use gla_tests::{CaseTensors, burn_type, devices};
@@ -75,5 +75,40 @@ fn step_outputs_are_what_fusion_was_told() {
         );
         same("o", o, [3, 4, 32], DType::F32);
         same("state", state, [3, 4, 16, 32], DType::F32);
+    }
+}
+
+/// The state may have the type of q: in and out.
+#[test]
+fn steps_keep_the_type_of_the_state() {
+    for device in devices() {
+        if !device.device.supports_dtype(DType::F16) {
+            println!("not applicable: {} has no f16", device.name);
+            continue;
+        }
+        let options = (&device.device, DType::F16);
+        let x = |shape: [usize; 3], seed: f32| {
+            let [b, h, d] = shape;
+            let n = (b * h * d) as i64;
+            let values = Tensor::<1, Int>::arange(0..n, &device.device).float();
+            (values * seed).sin().reshape(shape).cast(DType::F16)
+        };
+        let step = |state: Tensor<4>| {
+            let (q, k, v) = (x([3, 4, 16], 0.7), x([3, 2, 16], 1.3), x([3, 2, 32], 0.9));
+            let gate = StepGate::Scalar(Tensor::full([3, 2], -0.5, options));
+            gla_step(q, k, v, gate, state, None)
+        };
+        let start = x([3, 4, 16 * 32], 0.31).reshape([3, 4, 16, 32]);
+        let (o, state) = step(start.clone());
+        same("o", o.clone(), [3, 4, 32], DType::F16);
+        same("state", state.clone(), [3, 4, 16, 32], DType::F16);
+        let (exact_o, exact) = step(start.cast(DType::F32));
+        let off = |a: Tensor<1>, b: Tensor<1>| {
+            let difference = a.cast(DType::F32) - b.cast(DType::F32);
+            difference.abs().max().into_scalar::<f32>()
+        };
+        // half a unit in the last place of numbers below 2
+        assert!(off(state.flatten(0, 3), exact.flatten(0, 3)) < 5e-4, "{}", device.name);
+        assert!(off(o.flatten(0, 2), exact_o.flatten(0, 2)) < 2e-3, "{}", device.name);
     }
 }

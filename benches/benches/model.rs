@@ -16,7 +16,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Distribution, FloatDType, Int, Tensor};
 use clap::Parser;
-use gla_benches::ModelRow;
+use gla_benches::{ModelRow, Peer, Peers};
 use gla_burn::{Gate, GlaOptions, GlaTransformerConfig, gla};
 
 #[derive(Parser)]
@@ -39,12 +39,9 @@ struct Args {
     /// Steps that are timed, after two that are not
     #[arg(long, default_value_t = 5)]
     steps: usize,
-    /// Milliseconds of a peer's step in the same run
+    /// Times of peers in the same run
     #[arg(long)]
-    peer_ms: Option<f64>,
-    /// Who that is
-    #[arg(long, requires = "peer_ms")]
-    peer: Option<String>,
+    peers: Option<PathBuf>,
     /// Write the row to this file, as a JSON array
     #[arg(long)]
     out: Option<PathBuf>,
@@ -73,6 +70,14 @@ fn main() -> Result<()> {
     let (batch, time) = (args.batch, args.time);
     ensure!(batch * time > 0, "--batch and --time must be at least 1, got {batch} and {time}");
 
+    let peers = args.peers.as_deref().map(Peers::read).transpose()?.unwrap_or_default();
+    let same = |peer: &&Peer| {
+        let (batch, time) = (peer.shape.batch, peer.shape.time);
+        peer.pass == "train" && (batch, time) == (args.batch, args.time)
+    };
+    // peers train the model of 340M
+    let peer = peers.all().iter().filter(same).find(|_| args.preset.as_deref() == Some("340M"));
+
     let step = train(&config, &args, &device)?;
     let op = op(&config, &args, &device)?;
     let products = products(&config, &args, &device)?;
@@ -89,9 +94,9 @@ fn main() -> Result<()> {
         op_ms: op,
         products_ms: products,
         peak_mib: step.peak_mib,
-        ratio: args.peer_ms.map(|peer| peer / step.ms),
-        peer: args.peer,
-        peer_ms: args.peer_ms,
+        ratio: peer.map(|peer| peer.ms / step.ms),
+        peer: peer.map(|peer| peer.name.clone()),
+        peer_ms: peer.map(|peer| peer.ms),
         date: args.date,
     };
     println!("{row}");

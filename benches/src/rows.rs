@@ -176,7 +176,7 @@ pub struct Peer {
     pub name: String,
     /// The kind of gate.
     pub gate: String,
-    /// `fwd`, `fwdbwd` or `decode`; `matmul` for the ceiling, sizes `T x K` by `K x V`.
+    /// `fwd`, `fwdbwd`, `decode`; `train` for a step of a model of 340M; `matmul` for the ceiling, sizes `T x K` by `K x V`.
     pub pass: String,
     /// Sizes.
     #[serde(flatten)]

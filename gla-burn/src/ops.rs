@@ -168,7 +168,8 @@ pub trait GlaOps: Backend {
         crate::backends::grads_of(grads, &device)
     }
 
-    /// One step: output `[B, H, V]` and the new state `[B, H, K, V]`, in place where possible.
+    /// One step: output `[B, H, V]` and the new state `[B, H, K, V]` in the type of the old, in place
+    /// where possible.
     #[fusion(meta = step_meta)]
     fn gla_step(
         q: FloatTensor<Self>,
@@ -237,8 +238,5 @@ fn step_meta(
     _spec: &GlaSpec,
 ) -> (TensorSpec, TensorSpec) {
     let [batch, heads, _] = q.shape.dims();
-    (
-        TensorSpec::new([batch, heads, v.shape[2]].into(), v.dtype),
-        TensorSpec::new(state.shape.clone(), DType::F32),
-    )
+    (TensorSpec::new([batch, heads, v.shape[2]].into(), v.dtype), state.clone())
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use burn::backend::{
     AutodiffBackend, Backend, TensorMetadata, ops::FloatTensorOps, tensor::FloatTensor,
 };
-use burn::tensor::{FloatDType, Shape};
+use burn::tensor::{DType, FloatDType, Shape};
 use burn_autodiff::{
     Autodiff, NodeId,
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
@@ -186,6 +186,9 @@ impl<B: Backend + GlaOps, C: CheckpointStrategy> GlaOps for Autodiff<B, C> {
         let per_step = spec.gate != gla_kernels::GateKind::Fixed;
         let gate = gate.into_option().map(|gate| if per_step { row(gate, 1) } else { gate });
         let spec = GlaSpec { recurrent: true, state_gradient: true, ..spec };
+        let state_dtype = state.dtype();
+        let half = state_dtype != DType::F32;
+        let state = if half { Self::float_cast(state, FloatDType::F32) } else { state };
         let (o, state) = Self::gla_forward(
             row(q, 1),
             row(k, 1),
@@ -195,6 +198,7 @@ impl<B: Backend + GlaOps, C: CheckpointStrategy> GlaOps for Autodiff<B, C> {
             spec,
         );
         let [batch, _, heads, value_dim] = o.shape().dims();
+        let state = if half { Self::float_cast(state, state_dtype.into()) } else { state };
         (Self::float_reshape(o, Shape::from([batch, heads, value_dim])), state)
     }
 }

@@ -36,7 +36,8 @@ pub(super) fn sequences(
         }
     };
     if let Some(state) = &options.initial_state {
-        state_of("initial_state", state, [sequences, heads, key_dim, value_dim], q)?;
+        let shape = [sequences, heads, key_dim, value_dim];
+        state_of("initial_state", state, shape, &[DType::F32], q)?;
     }
     match options.chunk {
         Some(got) if !CHUNKS.contains(&got) => Err(GlaError::Chunk { allowed: CHUNKS, got }),
@@ -66,7 +67,9 @@ pub(super) fn step(
         StepGate::Scalar(gate) => gate_of(gate, [batch, kv_heads], q)?,
         StepGate::Vector(gate) => gate_of(gate, [batch, kv_heads, key_dim], q)?,
     }
-    state_of("state", state, [batch, heads, key_dim, value_dim], q)
+    // half of what a step of decoding reads and writes is the state
+    let types = [DType::F32, q.dtype()];
+    state_of("state", state, [batch, heads, key_dim, value_dim], &types, q)
 }
 
 fn groups(heads: usize, kv_heads: usize, key_dim: usize, value_dim: usize) -> Result<(), GlaError> {
@@ -150,10 +153,11 @@ fn state_of<const E: usize>(
     name: &'static str,
     state: &Tensor<4>,
     expected: [usize; 4],
+    types: &[DType],
     q: &Tensor<E>,
 ) -> Result<(), GlaError> {
     shape(name, state, expected)?;
-    dtype(name, state.dtype(), &[DType::F32])?;
+    dtype(name, state.dtype(), types)?;
     on_device_of(name, state, q)
 }
 

@@ -43,8 +43,9 @@ impl StepGate {
 /// - k: `[B, Hk, K]`
 /// - v: `[B, Hk, V]`
 /// - gate: see [`StepGate`]
-/// - state: `[B, H, K, V]` f32
-/// - returns the output `[B, H, V]` and the new state
+/// - state: `[B, H, K, V]`, f32 or the dtype of q. The latter halves the memory that a step reads and
+///   writes, and rounds the state at every step
+/// - returns the output `[B, H, V]` and the new state, in the dtype of the old
 ///
 /// # Panics
 ///

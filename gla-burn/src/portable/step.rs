@@ -1,7 +1,7 @@
 //! One token: decay the state, add the new key and value, read with the query.
 
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, DType, TensorMetadata};
+use burn::backend::{Backend, TensorMetadata};
 use gla_kernels::GateKind;
 
 use super::layout::repeat_heads;
@@ -17,7 +17,7 @@ use super::problem::work_dtype;
 ///   Hk elements
 /// - state: `[B, H, K, V]`
 ///
-/// Returns the output `[B, H, V]` in the dtype of v and the new state in f32.
+/// Returns the output `[B, H, V]` in the dtype of v and the new state in that of the old.
 pub fn step<B: Backend>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,
@@ -27,7 +27,7 @@ pub fn step<B: Backend>(
     kind: GateKind,
     scale: f64,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let out_dtype = v.dtype();
+    let (out_dtype, state_dtype) = (v.dtype(), state.dtype());
     let dtype = work_dtype(q.dtype());
     let [batch, heads, key, value] = state.shape().dims();
     let num = |x| Num::<B>::new(x, dtype);
@@ -51,5 +51,5 @@ pub fn step<B: Backend>(
     let state = state + k * v;
     let q = num(q).scale(scale).reshape([batch, heads, 1, key]);
     let output = q.matmul(state.clone()).reshape([batch, heads, value]);
-    (output.into_primitive(out_dtype), state.into_primitive(DType::F32))
+    (output.into_primitive(out_dtype), state.into_primitive(state_dtype))
 }
