@@ -349,5 +349,6 @@ fn states_of_other_kinds_are_refused() {
     assert_eq!(error("attention", &state), "keys of the state is missing");
     let mut state = filled("attention");
     state.layers[1].seen.pop();
-    assert_eq!(error("attention", &state), "the state is of 1 sequences, expected 2");
+    let expected = "layer 1 of the state has seen [9] tokens, layer 0 has seen [9, 9]";
+    assert_eq!(error("attention", &state), expected);
 }

@@ -54,7 +54,7 @@ fn rms_norm_values_and_gradients() {
     assert_eq!(norm.to_string(), "RmsNorm {d_model: 3, epsilon: 0.1, params: 3}");
 }
 
-struct Cast(DType);
+pub struct Cast(pub DType);
 
 impl ModuleMapper for Cast {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
@@ -63,7 +63,7 @@ impl ModuleMapper for Cast {
 }
 
 /// Root mean square of the difference, relative to that of `expected`.
-fn relative_rms<const D: usize>(found: Tensor<D>, expected: Tensor<D>) -> f32 {
+pub fn relative_rms<const D: usize>(found: Tensor<D>, expected: Tensor<D>) -> f32 {
     let square = |x: Tensor<D>| x.square().mean().into_scalar::<f32>();
     let difference = found.cast(DType::F32) - expected.clone();
     (square(difference) / square(expected)).sqrt()

@@ -4,10 +4,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor};
-use gla_burn::{GlaState, GlaStateError, GlaTransformer, GlaTransformerConfig, LayerState};
+use burn::tensor::{DType, Device, Int, Tensor};
+use gla_burn::{
+    GlaState, GlaStateError, GlaTransformer, GlaTransformerConfig, LayerState, MixerConfig,
+    SoftmaxAttentionConfig,
+};
 
 use crate::mixers::all;
+use crate::numerics::{Cast, relative_rms};
 use crate::{assert_close, cases, config, drawn, gla, ids};
 
 fn file(name: &str) -> PathBuf {
@@ -260,6 +264,81 @@ fn states_of_other_models_are_not_joined() {
     let heads = config().with_num_heads(8);
     let states = [config(), heads].map(|config| filled_state(&config.init(&Device::flex())));
     GlaState::cat(states.into());
+}
+
+/// A state is saved by a model of one type and serves the same model in another.
+#[test]
+fn states_serve_models_of_another_type() {
+    let device = Device::flex();
+    let path = file("another-type");
+    for (name, config) in all() {
+        let half = drawn(config.init(&device)).map(&mut Cast(DType::BF16));
+        let full = half.clone().map(&mut Cast(DType::F32));
+        for (from, to) in [(&half, &full), (&full, &half)] {
+            filled_state(from).save(&path).unwrap();
+            let mut state = GlaState::load(&path, &device).unwrap();
+            to.check_state(&state).unwrap();
+            let step = |model: &GlaTransformer, state: &mut GlaState| {
+                let ids = Tensor::<1, Int>::full([state.batch()], 3, &device);
+                model.step(ids, state).cast(DType::F32)
+            };
+            let expected = step(from, &mut state.clone());
+            let mut joined = GlaState::cat(vec![filled_state(to), state.clone()]);
+            let close = |found| {
+                let error = relative_rms(found, expected.clone());
+                assert!(error < 1e-1, "{name}: {error}");
+            };
+            close(step(to, &mut state));
+            close(step(to, &mut joined).narrow(0, 2, 2));
+            let layer = &state.layers[0];
+            let mut own = layer.conv.iter().flatten().map(Tensor::dtype).collect::<Vec<_>>();
+            own.extend(layer.keys.iter().chain(&layer.values).map(Tensor::dtype));
+            assert!(own.iter().all(|dtype| *dtype == to.embeddings.weight.val().dtype()), "{name}");
+        }
+    }
+    std::fs::remove_file(&path).unwrap();
+}
+
+/// What a model without a window would read is no longer there.
+#[test]
+fn a_state_of_a_shorter_window_is_refused() {
+    let device = Device::flex();
+    let model = |window| {
+        let attention = SoftmaxAttentionConfig::new(32, 4).with_window_size(window);
+        config().with_mixer(Some(MixerConfig::SoftmaxAttention(attention))).init(&device)
+    };
+    let (narrow, wide, unbounded) = (model(Some(5)), model(Some(7)), model(None));
+    let state = filled_state(&narrow);
+    let error = |model: &GlaTransformer| model.check_state(&state).unwrap_err().to_string();
+    let needs = |length| {
+        format!("keys of the state has shape [2, 5, 4, 8], the layer needs [2, {length}, 4, 8]")
+    };
+    assert_eq!((error(&wide), error(&unbounded)), (needs(7), needs(9)));
+
+    // a longer one holds all that is read, and so does one of fewer tokens
+    narrow.check_state(&filled_state(&unbounded)).unwrap();
+    let mut short = narrow.init_state(2, &device);
+    narrow.prefill(ids([2, 4], &device), &mut short);
+    unbounded.check_state(&short).unwrap();
+    // the longest sequence of a batch may have left it
+    let mut rest = filled_state(&unbounded);
+    rest.reset(0);
+    rest.reset(1);
+    unbounded.check_state(&rest).unwrap();
+}
+
+/// After a panic between two layers, some have seen a token and some have not.
+#[test]
+fn a_state_whose_layers_have_seen_different_tokens_is_refused() {
+    let device = Device::flex();
+    let model = config().init(&device);
+    let mut state = filled_state(&model);
+    state.layers[1].seen = vec![9, 8];
+    let expected = "layer 1 of the state has seen [9, 8] tokens, layer 0 has seen [9, 9]";
+    assert_eq!(model.check_state(&state).unwrap_err().to_string(), expected);
+    let step = || drop(model.step(Tensor::from_data([1, 1], &device), &mut state));
+    let panic = catch_unwind(AssertUnwindSafe(step)).expect_err("refused");
+    assert_eq!(*panic.downcast::<String>().unwrap(), format!("GlaTransformer: {expected}"));
 }
 
 /// A step that panics has taken the recurrent state out; zeros must not take its place.

@@ -4,6 +4,9 @@ use burn::tensor::{DType, Device, Tensor};
 
 use super::SequenceLayout;
 
+/// Name of the recurrent state, which is f32 whatever the type of the layer.
+pub(super) const RECURRENT: &str = "recurrent";
+
 /// Decoding state of a [`GlaTransformer`](super::GlaTransformer): all that it remembers of the
 /// tokens seen.
 ///
@@ -12,9 +15,9 @@ use super::SequenceLayout;
 /// share a prefix (tensors are reference-counted, nothing is copied until a branch is stepped); save
 /// it to resume later.
 ///
-/// A model that panics halfway leaves a state of which some layers have seen the token: go on with a
-/// clone from before. A layer that panicked in its recurrence has none left, and the next call
-/// refuses such a state.
+/// A model that panics halfway leaves a state of which some layers have seen the token, and the layer
+/// that panicked may have lost its memory. The next call refuses such a state: go on with a clone from
+/// before.
 #[derive(Clone, Debug)]
 pub struct GlaState {
     /// One state per layer.
@@ -58,6 +61,8 @@ pub struct LayerStateShape {
     pub conv: [Option<[usize; 2]>; 3],
     /// Heads and head width of keys and values.
     pub keys_values: Option<[usize; 2]>,
+    /// How many of the latest keys and values are read; all if `None`.
+    pub window_size: Option<usize>,
 }
 
 impl LayerStateShape {
@@ -122,6 +127,16 @@ pub enum GlaStateError {
         /// Shape in the state.
         found: Vec<usize>,
         /// Shape that the layer and the batch size ask for.
+        expected: Vec<usize>,
+    },
+    /// The layers have seen different tokens: the model panicked between two of them.
+    #[error("layer {layer} of the state has seen {found:?} tokens, layer 0 has seen {expected:?}")]
+    Seen {
+        /// The layer, from 0.
+        layer: usize,
+        /// Tokens of each sequence that it has seen.
+        found: Vec<usize>,
+        /// Those that the first layer has seen.
         expected: Vec<usize>,
     },
     /// A tensor is missing, or there is one that the layer has no use for.
@@ -200,7 +215,7 @@ impl LayerState {
         let [first, second, third] = convs;
         Self {
             seen: visitor.counts("seen", seen),
-            recurrent: visitor.tensor("recurrent", StateAxis::Width, recurrent),
+            recurrent: visitor.tensor(RECURRENT, StateAxis::Width, recurrent),
             conv: [
                 visitor.tensor("conv.0", StateAxis::Width, first),
                 visitor.tensor("conv.1", StateAxis::Width, second),
@@ -236,16 +251,17 @@ impl LayerState {
             return Err(GlaStateError::Batch { found: self.seen.len(), expected: batch });
         }
         let recurrent = expected.recurrent.map(|[heads, k, v]| [batch, heads, k, v]);
-        check_tensor("recurrent", &self.recurrent, recurrent)?;
+        check_tensor(RECURRENT, &self.recurrent, recurrent)?;
         for (i, (found, expected)) in self.conv.iter().zip(expected.conv).enumerate() {
             let expected = expected.map(|[channels, size]| [batch, channels, size]);
             check_tensor(&format!("conv.{i}"), found, expected)?;
         }
         // keys and values grow; before the first token there are none
-        let length = self.keys.as_ref().map(|keys| keys.dims()[1]);
-        let started = length.is_some() || self.seen.iter().any(|&seen| seen > 0);
-        let keys_values = expected.keys_values.filter(|_| started);
-        let keys_values = keys_values.map(|[heads, dim]| [batch, length.unwrap_or(0), heads, dim]);
+        let seen = self.seen.iter().copied().max().unwrap_or(0);
+        let read = seen.min(expected.window_size.unwrap_or(usize::MAX));
+        let length = self.keys.as_ref().map_or(0, |keys| keys.dims()[1]);
+        let keys_values = expected.keys_values.filter(|_| self.keys.is_some() || seen > 0);
+        let keys_values = keys_values.map(|[heads, dim]| [batch, length.max(read), heads, dim]);
         check_tensor("keys", &self.keys, keys_values)?;
         check_tensor("values", &self.values, keys_values)
     }
@@ -256,23 +272,27 @@ impl LayerState {
         self.seen.iter_mut().zip(lengths).for_each(|(seen, length)| *seen += length);
     }
 
-    /// The state with constants for tensors, also if it was made on an autodiff device.
-    pub(super) fn without_autodiff(self) -> Self {
-        Self::merge(vec![self], &mut Constants)
+    /// The state for a layer of type `dtype`, also if one of another type or on an autodiff device
+    /// made it.
+    pub(super) fn into_constants(self, dtype: DType) -> Self {
+        Self::merge(vec![self], &mut Constants { dtype })
     }
 }
 
-/// Takes tensors out of autodiff.
-struct Constants;
+/// Takes tensors out of autodiff, and gives those that have the type of the layer this type.
+struct Constants {
+    dtype: DType,
+}
 
 impl StateVisitor for Constants {
     fn tensor<const D: usize>(
         &mut self,
-        _name: &str,
+        name: &str,
         _axis: StateAxis,
         parts: Vec<Option<Tensor<D>>>,
     ) -> Option<Tensor<D>> {
-        parts.into_iter().next()?.map(Tensor::without_autodiff)
+        let tensor = parts.into_iter().next()??.without_autodiff();
+        Some(if name == RECURRENT { tensor } else { tensor.cast(self.dtype) })
     }
 
     fn counts(&mut self, _name: &str, parts: Vec<Vec<usize>>) -> Vec<usize> {

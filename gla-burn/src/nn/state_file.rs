@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
+use super::state::RECURRENT;
 use super::{GlaState, GlaStateError, LayerState, StateAxis, StateVisitor};
 
 const FORMAT: (&str, &str) = ("format", "gla-state-1");
@@ -53,7 +54,8 @@ impl GlaState {
         replace(path, &bytes).map_err(|error| failed(error.to_string()))
     }
 
-    /// Reads a state that [`save`](Self::save) wrote onto `device`.
+    /// Reads a state that [`save`](Self::save) wrote onto `device`; what is of a type that the device
+    /// lacks, as f32.
     ///
     /// Whether it fits a model is for
     /// [`GlaTransformer::check_state`](super::GlaTransformer::check_state).
@@ -242,10 +244,11 @@ impl StateVisitor for Named<'_> {
         _parts: Vec<Option<Tensor<D>>>,
     ) -> Option<Tensor<D>> {
         // the kernels take no other
-        let f32_only = name == "recurrent";
+        let f32_only = name == RECURRENT;
         let data = self.tensor_data(&format!("{}{name}", self.prefix), D, f32_only);
         let data = self.keep(data)?;
         let dtype = data.dtype();
+        let dtype = if self.device.supports_dtype(dtype) { dtype } else { DType::F32 };
         Some(Tensor::from_data(data, (&self.device, dtype)))
     }
 

@@ -33,7 +33,7 @@ impl GlaState {
         self.select(&rows)
     }
 
-    /// All sequences of `states`, in order, in one batch.
+    /// All sequences of `states`, in order, in one batch of the type of the first.
     ///
     /// # Panics
     ///
@@ -223,13 +223,14 @@ fn aligned<const D: usize>(
             "GlaState: {name} of the states has shapes {shape:?} and {other:?}"
         );
     }
-    if axis == StateAxis::Width {
-        return parts.into_iter().collect();
-    }
-
     let like = parts.iter().flatten().next()?;
     let options = (like.device(), like.dtype());
     let length = parts.iter().flatten().map(|part| part.dims()[1]).max()?;
+    let parts = parts.into_iter().map(|part| Some(part?.cast(options.1)));
+    if axis == StateAxis::Width {
+        return parts.collect();
+    }
+
     let fill = |batch: usize, length: usize| {
         let mut shape = shape;
         (shape[0], shape[1]) = (batch, length);
@@ -242,5 +243,5 @@ fn aligned<const D: usize>(
             missing => Tensor::cat(vec![fill(batch, missing), part], 1),
         },
     };
-    Some(parts.into_iter().zip(batches).map(fill_up).collect())
+    Some(parts.zip(batches).map(fill_up).collect())
 }

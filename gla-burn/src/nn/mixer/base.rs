@@ -52,7 +52,7 @@ pub(in crate::nn) fn run<M: Mix>(
         if let Err(error) = state.check(&shape) {
             panic!("{}: {error}", M::NAME);
         }
-        **state = std::mem::take(&mut **state).without_autodiff();
+        **state = std::mem::take(&mut **state).into_constants(mixer.dtype());
     }
     let y = pass.layout.without_padding(x, |x, layout| {
         let pass = Pass { layout, lower_bound: pass.lower_bound.clone() };

@@ -196,6 +196,7 @@ impl Mix for SoftmaxAttention {
         LayerStateShape {
             batch,
             keys_values: Some([self.num_kv_heads, self.head_dim]),
+            window_size: self.window_size,
             ..LayerStateShape::default()
         }
     }

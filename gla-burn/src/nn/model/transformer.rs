@@ -167,7 +167,7 @@ impl GlaTransformer {
     ) -> Tensor<3> {
         let [batch, tokens] = ids.dims();
         layout.check("GlaTransformer", [batch, tokens]);
-        self.expect_layers(state);
+        self.check_layers(state).unwrap_or_else(|error| panic!("GlaTransformer: {error}"));
         layout.without_padding(ids.unsqueeze_dim(2), |ids, layout| {
             let mut x = self.embeddings.forward(ids.squeeze_dim(2));
             let layers = self.layers.iter().zip(self.passes(layout));
@@ -202,16 +202,13 @@ impl GlaTransformer {
     ///
     /// # Errors
     ///
-    /// [`GlaStateError::Layers`], [`GlaStateError::Batch`], [`GlaStateError::Shape`] or
-    /// [`GlaStateError::Presence`].
+    /// [`GlaStateError::Layers`], [`GlaStateError::Batch`], [`GlaStateError::Shape`],
+    /// [`GlaStateError::Presence`] or [`GlaStateError::Seen`].
     pub fn check_state(&self, state: &GlaState) -> Result<(), GlaStateError> {
-        let (found, expected) = (state.layers.len(), self.layers.len());
-        if found != expected {
-            return Err(GlaStateError::Layers { found, expected });
-        }
-        let batch = state.batch();
-        let mut pairs = self.layers.iter().zip(&state.layers);
-        pairs.try_for_each(|(layer, state)| state.check(&layer.attn.state_shape(batch)))
+        let (batch, mut layers) = (state.batch(), self.layers.iter().zip(&state.layers));
+        self.check_layers(state).and_then(|()| {
+            layers.try_for_each(|(layer, state)| state.check(&layer.attn.state_shape(batch)))
+        })
     }
 
     /// What each layer is given besides inputs and state.
@@ -229,11 +226,19 @@ impl GlaTransformer {
         })
     }
 
-    /// The layers check their own states.
-    fn expect_layers(&self, state: &GlaState) {
+    /// The layers check the rest of their own states.
+    fn check_layers(&self, state: &GlaState) -> Result<(), GlaStateError> {
         let (found, expected) = (state.layers.len(), self.layers.len());
         if found != expected {
-            panic!("GlaTransformer: {}", GlaStateError::Layers { found, expected });
+            return Err(GlaStateError::Layers { found, expected });
+        }
+        match state.layers.iter().position(|layer| layer.seen != state.seen()) {
+            None => Ok(()),
+            Some(layer) => Err(GlaStateError::Seen {
+                layer,
+                found: state.layers[layer].seen.clone(),
+                expected: state.seen().to_vec(),
+            }),
         }
     }
 }
