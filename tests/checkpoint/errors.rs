@@ -177,7 +177,8 @@ fn sizes_that_make_no_model_are_errors() {
     assert!(message("num_kv_heads", json!(3)).contains("a multiple of num_kv_heads = 3"));
     assert!(message("hidden_size", json!(0)).contains("hidden_size"));
     assert!(message("vocab_size", json!(0)).contains("vocab_size must be at least 1, got 0"));
-    assert!(message("clamp_min", json!(0.5)).contains("clamp_min must be at most 0"));
+    let clamp = message("clamp_min", json!(0.5));
+    assert!(clamp.ends_with("clamp_min must be at most 0, got 0.5"), "{clamp}");
     let layer = message("attn", json!([{"layers": [0, 2], "num_heads": 4}]));
     assert!(layer.contains("attn[0]: layer 2 must be below num_hidden_layers = 2"), "{layer}");
     let heads = message("attn", json!({"layers": [1], "num_heads": 5}));
@@ -186,6 +187,17 @@ fn sizes_that_make_no_model_are_errors() {
     assert!(retnet.to_string().contains("a positive multiple of num_heads = 3"), "{retnet}");
     assert!(message("norm_eps", json!(0.0)).contains("norm_eps must be positive, got 0"));
     assert!(matches!(with_setting("vocab_size", json!("x")), CheckpointError::Read { .. }));
+    let unread = |key, value| {
+        let error = with_setting(key, value);
+        assert!(matches!(error, CheckpointError::Read { .. }), "{error}");
+        error.to_string()
+    };
+    let heads = unread("attn", json!([{"layers": [0], "num_heads": 4}, {"layers": [1]}]));
+    assert!(heads.contains("attn[1]: missing field `num_heads`"), "{heads}");
+    let layers = unread("attn", json!({"layers": [true], "num_heads": 4}));
+    assert!(layers.contains("attn[0]: invalid type: boolean `true`, expected usize"), "{layers}");
+    let end = unread("eos_token_id", json!("</s>"));
+    assert!(end.contains("eos_token_id") && end.contains("expected an id"), "{end}");
     let wider = with_setting("hidden_size", json!(64)).to_string();
     assert!(wider.contains("model.norm.weight has shape [32], expected [64]"), "{wider}");
 }

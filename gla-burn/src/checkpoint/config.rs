@@ -56,7 +56,7 @@ struct Keys {
 
 /// Hugging Face allows one and several.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "eos_token_id: expected an id or a list of ids")]
 enum TokenIds {
     Several(Vec<i64>),
     One(Option<i64>),

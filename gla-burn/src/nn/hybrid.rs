@@ -1,6 +1,10 @@
 //! Softmax attention in some layers of a model.
 
-use serde::{Deserialize, Serialize};
+use std::fmt;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::SoftmaxAttentionConfig;
 
@@ -8,8 +12,7 @@ use super::SoftmaxAttentionConfig;
 /// keep the model's mixer.
 ///
 /// As JSON one specification or a list, as flash-linear-attention's `attn`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(from = "OneOrMany", into = "OneOrMany")]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct HybridAttention(pub Vec<HybridAttentionSpec>);
 
 /// The layers that share one kind of softmax attention.
@@ -87,30 +90,48 @@ pub enum HybridAttentionError {
     },
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(HybridAttentionSpec),
-    Many(Vec<HybridAttentionSpec>),
-}
-
-impl From<OneOrMany> for HybridAttention {
-    fn from(specs: OneOrMany) -> Self {
-        match specs {
-            OneOrMany::One(spec) => Self(vec![spec]),
-            OneOrMany::Many(specs) => Self(specs),
-        }
-    }
-}
-
-impl From<HybridAttention> for OneOrMany {
-    fn from(HybridAttention(mut specs): HybridAttention) -> Self {
-        match specs.len() {
+impl Serialize for HybridAttention {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_slice() {
             // what readers of before lists understand
-            1 => Self::One(specs.remove(0)),
-            _ => Self::Many(specs),
+            [spec] => spec.serialize(serializer),
+            specs => specs.serialize(serializer),
         }
     }
+}
+
+impl<'de> Deserialize<'de> for HybridAttention {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(OneOrMany)
+    }
+}
+
+/// Unlike an untagged enum it says what is wrong, and in which specification.
+struct OneOrMany;
+
+impl<'de> Visitor<'de> for OneOrMany {
+    type Value = HybridAttention;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a specification of softmax attention or a list of them")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        let spec = HybridAttentionSpec::deserialize(MapAccessDeserializer::new(map));
+        Ok(HybridAttention(vec![spec.map_err(|error| in_spec(0, error))?]))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut specs = Vec::new();
+        while let Some(spec) = list.next_element().map_err(|e| in_spec(specs.len(), e))? {
+            specs.push(spec);
+        }
+        Ok(HybridAttention(specs))
+    }
+}
+
+fn in_spec<E: Error>(spec: usize, error: E) -> E {
+    E::custom(format_args!("attn[{spec}]: {error}"))
 }
 
 fn rope_theta() -> f64 {

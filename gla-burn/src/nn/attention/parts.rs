@@ -139,8 +139,8 @@ impl Parts {
             "gate_low_rank_dim must be at least 1, got 0".into()
         } else if bad(self.gate_logit_normalizer) {
             format!("gate_logit_normalizer must be positive, got {}", self.gate_logit_normalizer)
-        } else if self.clamp_min.is_some_and(|min| min.is_nan() || min > 0.0) {
-            format!("clamp_min must be at most 0, got {:?}", self.clamp_min)
+        } else if let Some(min) = self.clamp_min.filter(|min| min.is_nan() || *min > 0.0) {
+            format!("clamp_min must be at most 0, got {min}")
         } else if self.conv_size == Some(0) {
             "conv_size must be at least 1, got 0".into()
         } else if bad(self.norm_eps) {
