@@ -133,6 +133,8 @@ fn logits_are_the_models() {
         unknown.contains("ids[1, 1] is 40, but the model knows the tokens 0 to 39"),
         "{unknown}"
     );
+    write("ids", Dtype::I64, &[1, 1], (1_i64 << 40).to_le_bytes().to_vec());
+    assert!(failure(logits()).contains("ids[0, 0] is 1099511627776, but the model"));
     write("ids", Dtype::I32, &[6], narrow(&[0; 6]));
     assert!(failure(logits()).contains("ids has shape [6], expected [B, T]"));
     write("ids", Dtype::F32, &[1, 6], vec![0; 24]);

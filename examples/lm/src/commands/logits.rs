@@ -41,7 +41,7 @@ pub fn logits(args: &LogitsArgs) -> Result<()> {
     eprintln!("device: {}", chosen.label);
     let pretrained = Pretrained::load(&args.model, &args.weights, &chosen.device)?;
     let vocabulary = pretrained.config.model.vocab_size;
-    let is_known = |id: &i32| usize::try_from(*id).is_ok_and(|id| id < vocabulary);
+    let is_known = |id: &i64| usize::try_from(*id).is_ok_and(|id| id < vocabulary);
     if let Some(at) = ids.iter().position(|id| !is_known(id)) {
         bail!(
             "{}: ids[{}, {}] is {}, but the model knows the tokens 0 to {}",
@@ -65,7 +65,7 @@ pub fn logits(args: &LogitsArgs) -> Result<()> {
 
 fn compute(
     pretrained: &Pretrained,
-    ids: Vec<i32>,
+    ids: Vec<i64>,
     shape: [usize; 2],
     device: &Device,
 ) -> Result<Vec<f32>> {
@@ -74,7 +74,7 @@ fn compute(
     logits.try_into_vec_as::<f32>().context("cannot read the logits from the device")
 }
 
-fn read_ids(path: &Path) -> Result<(Vec<i32>, [usize; 2])> {
+fn read_ids(path: &Path) -> Result<(Vec<i64>, [usize; 2])> {
     let named = |error: safetensors::SafeTensorError| {
         anyhow!("{} is no safetensors file with a tensor ids: {error}", path.display())
     };
@@ -89,13 +89,10 @@ fn read_ids(path: &Path) -> Result<(Vec<i32>, [usize; 2])> {
         "{}: ids has shape [{batch}, {tokens}], expected at least one token",
         path.display()
     );
+    let bytes = ids.data();
     let ids = match ids.dtype() {
-        Dtype::I32 => ids.data().as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect(),
-        Dtype::I64 => {
-            let words = ids.data().as_chunks().0.iter().map(|b| i64::from_le_bytes(*b));
-            // out of range stays out of range
-            words.map(|id| i32::try_from(id).unwrap_or(-1)).collect()
-        }
+        Dtype::I32 => bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect(),
+        Dtype::I64 => bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
         dtype => bail!("{}: ids is {dtype:?}, expected I32 or I64", path.display()),
     };
     Ok((ids, [batch, tokens]))
