@@ -3,11 +3,12 @@
 use burn::config::Config;
 use burn::module::Module;
 use burn::store::{BurnToPyTorchAdapter, ModuleSnapshot};
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use gla_burn::{
-    FixedDecay, GlaTransformerConfig, Hgrn2Config, HybridAttention, HybridAttentionError,
-    HybridAttentionSpec, LinearAttentionConfig, Mamba2Config, MambaConfig, Mixer, MixerConfig,
-    RetentionConfig, SimpleGlaConfig, SoftmaxAttentionConfig, TimeSteps, fla_name,
+    Dpfp, FixedDecay, GlaTransformerConfig, HedgehogConfig, Hgrn2Config, HybridAttention,
+    HybridAttentionError, HybridAttentionSpec, LinearAttentionConfig, LinearFeatureMap,
+    Mamba2Config, MambaConfig, Mixer, MixerConfig, RetentionConfig, SimpleGlaConfig,
+    SoftmaxAttentionConfig, TimeSteps, fla_name,
 };
 
 use crate::mixers::{HIDDEN, all, kinds};
@@ -153,6 +154,43 @@ fn bad_configurations_are_refused() {
     );
 }
 
+#[test]
+fn hedgehog_starts_as_the_identity() {
+    let device = Device::flex().autodiff();
+    let map = HedgehogConfig::new(3).init(&device);
+    assert!(map.layer.weight.val().is_require_grad());
+    assert_eq!(values(map.layer.weight.val()), [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]);
+    assert_eq!(values(map.layer.bias.as_ref().expect("a bias").val()), [0.0; 3]);
+
+    let x = Tensor::<2>::from_data([[0.5, -1.0, 0.0]], &device);
+    let exp = [1.0f64, -2.0, 0.0, -1.0, 2.0, 0.0].map(f64::exp);
+    let sum: f64 = exp.iter().sum();
+    for (found, exp) in values(map.forward(x)).into_iter().zip(exp) {
+        assert!((found - exp / sum).abs() < 1e-6, "{found} for {}", exp / sum);
+    }
+}
+
+/// By hand: `r` is `[2, 0, 0, 3]`, rolled `[3, 2, 0, 0]`, `[0, 3, 2, 0]` and so on.
+#[test]
+fn dpfp_multiplies_each_channel_with_those_before() {
+    let x = Tensor::<1>::from_data([2.0, -3.0], &Device::flex());
+    let with = |nu: usize| values(Dpfp { nu }.forward(x.clone()));
+    assert_eq!(with(2), [6.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    let last = [[0.0, 0.0, 0.0, 6.0], [4.0, 0.0, 0.0, 9.0], [6.0, 0.0, 0.0, 0.0]];
+    assert_eq!(with(5)[8..], last.concat());
+    assert_eq!(values(Dpfp::default().forward(x.clone())), with(4));
+}
+
+#[test]
+fn feature_maps_are_named_as_in_fla() {
+    let names = ["elementwise_product", "hedgehog", "t2r", "dpfp", "elu", "relu", "identity"];
+    for name in names {
+        let json = format!("\"{name}\"");
+        let map: LinearFeatureMap = serde_json::from_str(&json).unwrap();
+        assert_eq!(serde_json::to_string(&map).unwrap(), json);
+    }
+}
+
 /// Decays by the formulas, at the ends that are easy to get wrong.
 #[test]
 fn fixed_decays_are_as_published() {
@@ -234,6 +272,42 @@ fn parameters_of_all_kinds_are_named_as_in_fla() {
             ("feature_map_q.layer1.weight", &[8, 8]),
             ("feature_map_q.layer2.bias", &[8]),
             ("feature_map_q.layer2.weight", &[8, 8]),
+            ("k_proj.weight", &[32, 32]),
+            ("norm.weight", &[8]),
+            ("o_proj.weight", &[32, 32]),
+            ("q_proj.weight", &[32, 32]),
+            ("v_proj.weight", &[32, 32]),
+        ],
+    );
+    expect(
+        "hedgehog linear",
+        &[
+            ("feature_map_k.layer.bias", &[8]),
+            ("feature_map_k.layer.weight", &[8, 8]),
+            ("feature_map_q.layer.bias", &[8]),
+            ("feature_map_q.layer.weight", &[8, 8]),
+            ("k_proj.weight", &[16, 32]),
+            ("norm.weight", &[8]),
+            ("o_proj.weight", &[32, 32]),
+            ("q_proj.weight", &[32, 32]),
+            ("v_proj.weight", &[16, 32]),
+        ],
+    );
+    expect(
+        "t2r linear",
+        &[
+            ("feature_map_k.layer.weight", &[8, 8]),
+            ("feature_map_q.layer.weight", &[8, 8]),
+            ("k_proj.weight", &[32, 32]),
+            ("norm.weight", &[8]),
+            ("o_proj.weight", &[32, 32]),
+            ("q_proj.weight", &[32, 32]),
+            ("v_proj.weight", &[32, 32]),
+        ],
+    );
+    expect(
+        "dpfp linear",
+        &[
             ("k_proj.weight", &[32, 32]),
             ("norm.weight", &[8]),
             ("o_proj.weight", &[32, 32]),

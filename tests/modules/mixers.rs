@@ -54,6 +54,16 @@ pub fn kinds() -> Vec<(&'static str, GlaTransformerConfig)> {
             )),
         ),
         ("relu linear", with(MixerConfig::LinearAttention(linear(LinearFeatureMap::Relu)))),
+        (
+            "hedgehog linear",
+            with(MixerConfig::LinearAttention(
+                linear(LinearFeatureMap::Hedgehog)
+                    .with_num_kv_heads(Some(2))
+                    .with_do_feature_map_norm(true),
+            )),
+        ),
+        ("t2r linear", with(MixerConfig::LinearAttention(linear(LinearFeatureMap::T2r)))),
+        ("dpfp linear", with(MixerConfig::LinearAttention(linear(LinearFeatureMap::Dpfp)))),
         ("identity linear", with(MixerConfig::LinearAttention(linear(LinearFeatureMap::Identity)))),
         ("hgrn2", with(MixerConfig::Hgrn2(hgrn2()))),
         (
@@ -292,6 +302,28 @@ fn pieces_and_steps_equal_the_whole() {
         assert_eq!(state.seen(), [150, 150]);
         assert_close(name, Tensor::cat(pieces, 1), whole, 1e-4);
         model.check_state(&state).unwrap();
+    }
+}
+
+/// The state has a row for each feature, and a column for the sum of the weights.
+#[test]
+fn features_are_the_rows_of_a_state() {
+    let device = Device::flex();
+    let cases = [
+        ("linear", [8, 8]),
+        ("hedgehog linear", [16, 9]),
+        ("t2r linear", [8, 8]),
+        ("dpfp linear", [64, 8]),
+    ];
+    for (name, [rows, columns]) in cases {
+        let (_, config) = kinds().into_iter().find(|(kind, _)| *kind == name).unwrap();
+        let model = config.init(&device);
+        let mut state = model.init_state(2, &device);
+        model.prefill(ids([2, 3], &device), &mut state);
+        for layer in &state.layers {
+            assert_eq!(layer.recurrent.as_ref().unwrap().dims(), [2, 4, rows, columns], "{name}");
+        }
+        assert_eq!(state.num_bytes(), 2 * 2 * 4 * rows * columns * 4, "{name}");
     }
 }
 

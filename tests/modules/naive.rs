@@ -4,8 +4,8 @@ use burn::module::Param;
 use burn::nn::Linear;
 use burn::tensor::Tensor;
 use gla_burn::{
-    FeatureMap, GateProjection, GatedLinearAttention, GlaTransformer, Hgrn2, Mamba, Mamba2, Mixer,
-    RmsNorm, Rotary, ShortConv, SoftmaxAttention,
+    FeatureMap, GateProjection, GatedLinearAttention, GlaTransformer, HeadFeatureMap, Hgrn2, Mamba,
+    Mamba2, Mixer, RmsNorm, Rotary, ShortConv, SoftmaxAttention,
 };
 
 use crate::values;
@@ -143,9 +143,39 @@ pub fn naive(mixer: &Mixer, x: &Rows, lower_bound: Option<&Vec<f64>>) -> Rows {
     }
 }
 
+/// Features of heads, one a row.
+fn of_heads<'a>(map: &HeadFeatureMap, heads: impl Iterator<Item = &'a [f64]>) -> Rows {
+    let heads: Rows = heads.map(Vec::from).collect();
+    match map {
+        HeadFeatureMap::ElementwiseProduct(map) => {
+            combine(project(&map.layer1, &heads), project(&map.layer2, &heads), |x, y| x * y)
+        }
+        HeadFeatureMap::Hedgehog(map) => {
+            let feature = |z: &Vec<f64>| {
+                let both = z.iter().copied().chain(z.iter().map(|z| -z));
+                let exp: Vec<f64> = both.map(|z| (2.0 * z).exp()).collect();
+                let sum: f64 = exp.iter().sum();
+                exp.into_iter().map(|exp| exp / sum).collect()
+            };
+            project(&map.layer, &heads).iter().map(feature).collect()
+        }
+        HeadFeatureMap::T2r(map) => each(project(&map.layer, &heads), |x| x.max(0.0)),
+        HeadFeatureMap::Dpfp(map) => {
+            let features = |x: &Vec<f64>| {
+                let n = 2 * x.len();
+                let r =
+                    |i: usize| if i < x.len() { x[i].max(0.0) } else { (-x[i - x.len()]).max(0.0) };
+                let feature = |f: usize| r(f % n) * r((f % n + n - (f / n + 1) % n) % n);
+                (0..map.nu * n).map(feature).collect()
+            };
+            heads.iter().map(features).collect()
+        }
+    }
+}
+
 fn gla(layer: &GatedLinearAttention, x: &Rows) -> Rows {
     let (heads, kv_heads) = (layer.num_heads, layer.num_kv_heads);
-    let (k_dim, v_dim) = (layer.head_k_dim, layer.head_v_dim);
+    let (mut k_dim, v_dim) = (layer.head_k_dim, layer.head_v_dim);
     let map = |x: f64| match layer.feature_map {
         None => x,
         Some(FeatureMap::Silu) => silu(x),
@@ -163,15 +193,12 @@ fn gla(layer: &GatedLinearAttention, x: &Rows) -> Rows {
     let mut q = each(maybe_convolve(&layer.q_conv1d, project(&layer.q_proj, x)), map);
     let mut k = each(maybe_convolve(&layer.k_conv1d, project(&layer.k_proj, x)), map);
     let v = maybe_convolve(&layer.v_conv1d, project(&layer.v_proj, x));
-    for (x, learnt) in [(&mut q, &layer.feature_map_q), (&mut k, &layer.feature_map_k)] {
-        if let Some(learnt) = learnt {
-            let heads: Rows = x.iter().flat_map(|row| row.chunks(k_dim)).map(Vec::from).collect();
-            let product = combine(
-                project(&learnt.layer1, &heads),
-                project(&learnt.layer2, &heads),
-                |x, y| x * y,
-            );
-            *x = product.concat().chunks(x[0].len()).map(Vec::from).collect();
+    for (x, map) in [(&mut q, &layer.feature_map_q), (&mut k, &layer.feature_map_k)] {
+        if let Some(map) = map {
+            let heads = x[0].len() / layer.head_k_dim;
+            let features = of_heads(map, x.concat().chunks(layer.head_k_dim));
+            k_dim = features[0].len();
+            *x = features.chunks(heads).map(<[Vec<f64>]>::concat).collect();
         }
         if let Some(rotary) = layer.rotary {
             rotate(x, k_dim, rotary);

@@ -20,7 +20,7 @@
 //! | `Gla` | [`GatedLinearAttention`] | per key channel |
 //! | `SimpleGla` | the same | per head |
 //! | `Retention` | the same, with rotary positions | a constant per head: RetNet's, TransNormerLLM's |
-//! | `LinearAttention` | the same, with a learnt feature map | none |
+//! | `LinearAttention` | the same, with a [`HeadFeatureMap`] or none | none |
 //! | `Hgrn2` | [`Hgrn2`] | per key channel, the keys tied to it |
 //! | `Mamba2` | [`Mamba2`] | per head |
 //! | `Mamba` | [`Mamba`], slow here | per key channel, one head a channel |
@@ -39,6 +39,7 @@ mod block;
 mod feature_map;
 mod gate;
 mod generation;
+mod head_feature_map;
 mod hybrid;
 mod init;
 mod layout;
@@ -60,6 +61,7 @@ pub use block::*;
 pub use feature_map::*;
 pub use gate::*;
 pub use generation::*;
+pub use head_feature_map::*;
 pub use hybrid::*;
 pub use layout::*;
 pub use loss::*;

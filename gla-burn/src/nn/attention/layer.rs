@@ -5,7 +5,7 @@ use burn::tensor::{DType, Device, Tensor, assert_shape};
 use crate::nn::mixer::{Mix, Operands, Pass, conv_shapes, convolve, mixer_methods, recur};
 use crate::nn::transparent::transparent_module;
 use crate::nn::{
-    ElementwiseProduct, FeatureMap, LayerState, LayerStateShape, RmsNorm, Rotary, SequenceLayout,
+    FeatureMap, HeadFeatureMap, LayerState, LayerStateShape, RmsNorm, Rotary, SequenceLayout,
     ShortConv, log_sigmoid,
 };
 use crate::{Gate, GateKind};
@@ -16,7 +16,7 @@ use crate::{Gate, GateKind};
 /// q, k, v = x W_q, x W_k, x W_v       through short convolutions; q and k also a feature map
 /// g       = max(logsigmoid(x W_1 W_2 + b) / gate_logit_normalizer, clamp_min)
 /// S_t     = diag(exp g_t) S_{t-1} + k_t v_t^T
-/// o_t     = head_k_dim^-0.5 S_t^T q_t
+/// o_t     = feature_dim^-0.5 S_t^T q_t
 /// y       = [RMSNorm(o) * silu(x W_g)] W_o       norm per head, one weight for all heads
 /// ```
 ///
@@ -30,7 +30,7 @@ use crate::{Gate, GateKind};
 /// | [`GatedLinearAttentionConfig`](super::GatedLinearAttentionConfig) | per key channel, low rank | |
 /// | [`SimpleGlaConfig`](crate::nn::SimpleGlaConfig) | per head, full rank | |
 /// | [`RetentionConfig`](crate::nn::RetentionConfig) | a constant per head | rotary positions |
-/// | [`LinearAttentionConfig`](crate::nn::LinearAttentionConfig) | none | learnt feature map, normaliser |
+/// | [`LinearAttentionConfig`](crate::nn::LinearAttentionConfig) | none | maps of whole heads, normaliser |
 #[derive(Module, Debug)]
 #[module(custom_display)]
 pub struct GatedLinearAttention {
@@ -46,10 +46,10 @@ pub struct GatedLinearAttention {
     pub k_conv1d: Option<ShortConv>,
     /// Short convolution of the values.
     pub v_conv1d: Option<ShortConv>,
-    /// Learnt map of the queries.
-    pub feature_map_q: Option<ElementwiseProduct>,
-    /// Learnt map of the keys.
-    pub feature_map_k: Option<ElementwiseProduct>,
+    /// Map of whole heads of the queries.
+    pub feature_map_q: Option<HeadFeatureMap>,
+    /// Map of whole heads of the keys, with as many features as that of the queries.
+    pub feature_map_k: Option<HeadFeatureMap>,
     /// Projection of the gates, if they depend on the input.
     pub gk_proj: Option<GateProjection>,
     /// Logarithm of the decay of each head, `[num_heads]`, if it is constant.
@@ -68,7 +68,7 @@ pub struct GatedLinearAttention {
     pub num_heads: usize,
     /// Number of heads of keys, values and gates.
     pub num_kv_heads: usize,
-    /// Width of a query and of a key.
+    /// Width of a query and of a key as projected; see [`feature_dim`](Self::feature_dim).
     pub head_k_dim: usize,
     /// Width of a value.
     pub head_v_dim: usize,
@@ -114,7 +114,7 @@ impl Mix for GatedLinearAttention {
         let width = self.head_v_dim + usize::from(self.normalize);
         LayerStateShape {
             batch,
-            recurrent: Some([self.num_heads, self.head_k_dim, width]),
+            recurrent: Some([self.num_heads, self.feature_dim(), width]),
             conv: conv_shapes([&self.q_conv1d, &self.k_conv1d, &self.v_conv1d]),
             ..LayerStateShape::default()
         }
@@ -145,9 +145,9 @@ impl GatedLinearAttention {
         let k = heads(k, self.num_kv_heads, self.head_k_dim);
         let v = heads(v, self.num_kv_heads, self.head_v_dim);
 
-        let map = |x: Tensor<4>, learnt: &Option<ElementwiseProduct>| {
+        let map = |x: Tensor<4>, of_heads: &Option<HeadFeatureMap>| {
             let x = self.feature_map.iter().fold(x, |x, map| map.apply(x));
-            learnt.iter().fold(x, |x, map| map.forward(x))
+            of_heads.iter().fold(x, |x, map| map.forward(x))
         };
         let (mut q, mut k) = (map(q, &self.feature_map_q), map(k, &self.feature_map_k));
         if let Some(rotary) = self.rotary {
@@ -162,6 +162,11 @@ impl GatedLinearAttention {
             gate: self.gate(x),
             scale: None,
         }
+    }
+
+    /// Width of a query and of a key after the feature map: what the op and the state have.
+    pub fn feature_dim(&self) -> usize {
+        self.head_k_dim * self.feature_map_q.as_ref().map_or(1, HeadFeatureMap::widening)
     }
 
     /// What the gate depends on.

@@ -6,8 +6,7 @@ use burn::tensor::{Device, Tensor};
 use super::{GateProjection, GatedLinearAttention};
 use crate::nn::init::{projection, projection_with_bias};
 use crate::nn::{
-    ElementwiseProduct, ElementwiseProductConfig, FeatureMap, RmsNorm, RmsNormConfig, Rotary,
-    ShortConv, ShortConvConfig,
+    FeatureMap, LinearFeatureMap, RmsNorm, RmsNormConfig, Rotary, ShortConv, ShortConvConfig,
 };
 
 /// Heads and their widths.
@@ -54,7 +53,8 @@ pub(in crate::nn) struct Parts {
     pub gate_logit_normalizer: f64,
     pub clamp_min: Option<f64>,
     pub feature_map: Option<FeatureMap>,
-    pub elementwise_product: bool,
+    /// Of its kinds those of whole heads; `feature_map` has the others.
+    pub head_feature_map: LinearFeatureMap,
     pub rotary: Option<Rotary>,
     pub normalize: bool,
     pub output_norm: OutputNorm,
@@ -119,7 +119,7 @@ impl Parts {
             gate_logit_normalizer: 1.0,
             clamp_min: None,
             feature_map: None,
-            elementwise_product: false,
+            head_feature_map: LinearFeatureMap::Identity,
             rotary: None,
             normalize: false,
             output_norm: OutputNorm::Gated,
@@ -163,10 +163,7 @@ impl Parts {
             let config = ShortConvConfig::new(channels).with_kernel_size(self.conv_size?);
             Some(config.with_initializer_range(std).init(device))
         };
-        let product = || -> Option<ElementwiseProduct> {
-            let config = ElementwiseProductConfig::new(heads.k_dim).with_initializer_range(std);
-            self.elementwise_product.then(|| config.init(device))
-        };
+        let head_map = || self.head_feature_map.init(heads.k_dim, std, device);
         let norm = |kind: OutputNorm| -> Option<RmsNorm> {
             let config = RmsNormConfig::new(heads.v_dim).with_epsilon(self.norm_eps);
             (self.output_norm == kind).then(|| config.init(device))
@@ -178,8 +175,8 @@ impl Parts {
             q_conv1d: conv(q_width),
             k_conv1d: conv(k_width),
             v_conv1d: conv(v_width),
-            feature_map_q: product(),
-            feature_map_k: product(),
+            feature_map_q: head_map(),
+            feature_map_k: head_map(),
             gk_proj: self.gate_projection(device),
             fixed_gate: match &self.gate {
                 GateParts::Fixed(gate) => Some(Tensor::from_data(gate.as_slice(), device)),
@@ -222,14 +219,12 @@ impl Parts {
         let value_dim = heads.value_dim();
         let output_gate = usize::from(self.output_norm == OutputNorm::Gated) * hidden * value_dim;
         let convs = self.conv_size.unwrap_or(0) * (q + k + v);
-        let products = usize::from(self.elementwise_product)
-            * 2
-            * ElementwiseProductConfig::new(heads.k_dim).num_params();
+        let head_maps = 2 * self.head_feature_map.num_params(heads.k_dim);
         let gate = match self.gate {
             GateParts::None | GateParts::Fixed(_) => 0,
             GateParts::Scalar => (hidden + 1) * heads.num_kv,
             GateParts::Vector(rank) => hidden * rank + rank * k + k,
         };
-        hidden * (q + k + v + value_dim) + output_gate + convs + products + gate + heads.v_dim
+        hidden * (q + k + v + value_dim) + output_gate + convs + head_maps + gate + heads.v_dim
     }
 }
