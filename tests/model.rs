@@ -1,38 +1,118 @@
-//! The model on every device against the same weights on the CPU: logits, parameter gradients, and
-//! decoding by prefill and steps.
+//! Models of every kind of mixer on every device against the same weights on the CPU: logits,
+//! gradients of all parameters, and decoding by prefill and steps.
+//!
+//! A software adapter takes 10 to 30 seconds to compile the kernels of one more shape, so it runs two
+//! of the models; `GLA_FULL=1` makes it run all.
 #![cfg(feature = "flex")]
 
-use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor, TensorData};
-use gla_burn::{GateProjection, GlaTransformer, GlaTransformerConfig, Mixer};
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
+use gla_burn::{
+    GlaTransformer, GlaTransformerConfig, Hgrn2Config, HybridAttention, HybridAttentionSpec,
+    LinearAttentionConfig, LinearFeatureMap, Mamba2Config, MambaConfig, MixerConfig,
+    RetentionConfig, SimpleGlaConfig, SoftmaxAttentionConfig,
+};
 use gla_kernels::eval::{ABS_FLOOR, check};
-use gla_tests::{devices, values};
+use gla_tests::{TestDevice, devices, values};
 
+const VOCAB: usize = 13;
+const HIDDEN: usize = 32;
 const TIME: usize = 20;
 
+/// What a software adapter runs: the default, and its kernels together with softmax attention.
+const FEW: [&str; 2] = ["gla", "hybrid"];
+
+fn models() -> Vec<(&'static str, GlaTransformerConfig)> {
+    // larger weights than the default, so that gates and gradients are of order 1
+    let default = || {
+        let config = GlaTransformerConfig::new(VOCAB, HIDDEN, 1).with_num_heads(2);
+        config.with_use_short_conv(true).with_initializer_range(0.3)
+    };
+    let with = |mixer: MixerConfig| default().with_mixer(Some(mixer));
+    let linear = |map: LinearFeatureMap| {
+        let config = LinearAttentionConfig::new(HIDDEN).with_num_heads(2);
+        with(MixerConfig::LinearAttention(config.with_feature_map(map)))
+    };
+    let retention = RetentionConfig::new(HIDDEN).with_num_heads(2);
+    let hgrn2 = Hgrn2Config::new(HIDDEN).with_expand_ratio(16);
+    let mamba2 = Mamba2Config::new(HIDDEN).with_head_dim(32).with_state_size(16);
+    let mamba = MambaConfig::new(HIDDEN).with_state_size(4);
+    // lower bounds and hybrids want a second layer
+    let deeper =
+        |config: GlaTransformerConfig| GlaTransformerConfig { num_hidden_layers: 2, ..config };
+    let hybrid = HybridAttention(vec![HybridAttentionSpec::new(vec![1], 2)]);
+    vec![
+        ("gla", default()),
+        (
+            "simple gla",
+            with(MixerConfig::SimpleGla(SimpleGlaConfig::new(HIDDEN).with_num_heads(2))),
+        ),
+        ("retention", with(MixerConfig::Retention(retention))),
+        ("linear attention", linear(LinearFeatureMap::ElementwiseProduct)),
+        ("hedgehog", linear(LinearFeatureMap::Hedgehog)),
+        ("dpfp", linear(LinearFeatureMap::Dpfp)),
+        ("hgrn2", deeper(with(MixerConfig::Hgrn2(hgrn2)))),
+        ("mamba2", with(MixerConfig::Mamba2(mamba2))),
+        ("mamba", with(MixerConfig::Mamba(mamba))),
+        (
+            "softmax attention",
+            with(MixerConfig::SoftmaxAttention(SoftmaxAttentionConfig::new(HIDDEN, 2))),
+        ),
+        ("hybrid", deeper(default()).with_attn(Some(hybrid))),
+    ]
+}
+
 fn ids(device: &Device) -> Tensor<2, Int> {
-    let ids: Vec<i32> = (0..2 * TIME).map(|i| (i * i % 13) as i32).collect();
+    let ids: Vec<i32> = (0..2 * TIME).map(|i| (i * i % VOCAB) as i32).collect();
     Tensor::from_data(TensorData::new(ids, [2, TIME]), device)
 }
 
-/// Logits, and the gradients of some parameters of each kind for a loss over the logits.
-fn outputs(model: &GlaTransformer, device: &Device) -> Vec<(&'static str, Vec<f64>)> {
+type Named = (String, Vec<f64>);
+
+/// Gradients of all parameters, by their paths.
+struct Collect<'a> {
+    grads: &'a Gradients,
+    path: Vec<String>,
+    found: Vec<Named>,
+}
+
+impl ModuleVisitor for Collect<'_> {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let path = self.path.join(".");
+        let grad = param.val().grad(self.grads);
+        let grad = grad.unwrap_or_else(|| panic!("{path} has no gradient"));
+        self.found.push((path, values(grad)));
+    }
+}
+
+/// Logits, and the gradients for a loss over them.
+fn outputs(model: &GlaTransformer, device: &Device) -> Vec<Named> {
     let logits = model.forward(ids(device));
-    let loss = logits.clone().powf_scalar(2.0).mean();
-    let grads = loss.backward();
-    let Mixer::Gla(attention) = &model.layers[0].attn else { panic!("the default") };
-    let Some(GateProjection::Vector([down, up])) = &attention.gk_proj else {
-        panic!("the default")
-    };
-    let matrix = |x: &Tensor<2>| values(x.grad(&grads).expect("a parameter has a gradient"));
-    vec![
-        ("logits", values(logits)),
-        ("embeddings", matrix(&model.embeddings.weight.val())),
-        ("q_proj", matrix(&attention.q_proj.weight.val())),
-        ("gk_proj.0", matrix(&down.weight.val())),
-        ("gk_proj.1", matrix(&up.weight.val())),
-        ("o_proj", matrix(&attention.o_proj.weight.val())),
-    ]
+    let grads = logits.clone().powf_scalar(2.0).mean().backward();
+    let found = vec![("logits".to_string(), values(logits))];
+    let mut collect = Collect { grads: &grads, path: Vec::new(), found };
+    model.visit(&mut collect);
+    collect.found
+}
+
+/// Logits by a prefill and three steps.
+fn decoded(model: &GlaTransformer, device: &Device) -> Tensor<3> {
+    let ids = ids(device);
+    let mut state = model.init_state(2, device);
+    let mut parts = vec![model.prefill(ids.clone().narrow(1, 0, TIME - 3), &mut state)];
+    for step in TIME - 3..TIME {
+        let token = ids.clone().narrow(1, step, 1).reshape([2]);
+        parts.push(model.step(token, &mut state).unsqueeze_dim(1));
+    }
+    Tensor::cat(parts, 1)
 }
 
 /// On CUDA, Burn multiplies f32 matrices in TF32 unless its tuning finds something faster for a shape:
@@ -41,36 +121,55 @@ fn tolerance(name: &str, elsewhere: f64) -> f64 {
     if name == "cuda" { 1e-2 } else { elsewhere }
 }
 
-#[test]
-fn the_model_is_the_same_on_every_device() {
-    let config = GlaTransformerConfig::new(13, 32, 1).with_num_heads(2).with_use_short_conv(true);
-    // larger weights than the default, so that gates and gradients are of order 1
-    let config = config.with_initializer_range(0.3);
-    let flex = Device::flex().autodiff();
-    let model = config.init(&flex);
-    let expected = outputs(&model, &flex);
-    for device in devices().into_iter().filter(|device| device.name != "flex") {
-        let name = device.name;
-        let autodiff = device.device.clone().autodiff();
-        let there = model.clone().fork(&autodiff);
-        for ((what, expected), (_, got)) in expected.iter().zip(outputs(&there, &autodiff)) {
-            check(&format!("{name} {what}"), expected, &got, tolerance(name, 1e-3), ABS_FLOOR)
-                .unwrap();
-        }
-
-        let there = there.valid();
-        let whole = values(there.forward(ids(&device.device)));
-        let mut state = there.init_state(2, &device.device);
-        let ids = ids(&device.device);
-        let head = there.prefill(ids.clone().narrow(1, 0, TIME - 3), &mut state);
-        let mut parts = vec![head];
-        for step in TIME - 3..TIME {
-            let token = ids.clone().narrow(1, step, 1).reshape([2]);
-            parts.push(there.step(token, &mut state).unsqueeze_dim::<3>(1));
-        }
-        let pieces = values(Tensor::cat(parts, 1));
-        check(&format!("{name} pieces"), &whole, &pieces, tolerance(name, 1e-4), ABS_FLOOR)
-            .unwrap();
-        println!("{name}: logits, gradients and decoding agree");
+/// What does not agree.
+fn compare(
+    device: &TestDevice,
+    kind: &str,
+    model: &GlaTransformer,
+    expected: &[Named],
+) -> Vec<String> {
+    let name = device.name;
+    let autodiff = device.device.clone().autodiff();
+    let there = model.clone().fork(&autodiff);
+    let found = outputs(&there, &autodiff);
+    assert_eq!(found.len(), expected.len(), "{name} {kind}");
+    let mut errors = Vec::new();
+    for ((what, expected), (path, found)) in expected.iter().zip(&found) {
+        assert_eq!(what, path, "{name} {kind}");
+        let what = format!("{name} {kind} {what}");
+        errors.extend(check(&what, expected, found, tolerance(name, 1e-3), ABS_FLOOR).err());
     }
+
+    let there = there.valid();
+    let whole = values(there.forward(ids(&device.device)));
+    let pieces = values(decoded(&there, &device.device));
+    let what = format!("{name} {kind} pieces");
+    errors.extend(check(&what, &whole, &pieces, tolerance(name, 1e-4), ABS_FLOOR).err());
+    errors
+}
+
+#[test]
+fn models_are_the_same_on_every_device() {
+    let flex = Device::flex().autodiff();
+    let full = std::env::var("GLA_FULL").is_ok();
+    let devices = devices();
+    let mut errors = Vec::new();
+    for (kind, config) in models() {
+        let model = config.init(&flex);
+        let expected = outputs(&model, &flex);
+        // on the CPU itself what is left to check is that all is finite, and decoding
+        for device in &devices {
+            let name = device.name;
+            if device.is_software() && !full && !FEW.contains(&kind) {
+                println!("SKIPPED {name} {kind}: a software adapter (GLA_FULL=1)");
+                continue;
+            }
+            let start = std::time::Instant::now();
+            let wrong = compare(device, kind, &model, &expected);
+            let (count, took) = (expected.len() - 1, start.elapsed());
+            println!("{name} {kind}: {count} gradients, {} errors, {took:.2?}", wrong.len());
+            errors.extend(wrong);
+        }
+    }
+    assert!(errors.is_empty(), "{}", errors.join("\n"));
 }

@@ -17,6 +17,18 @@ pub struct TestDevice {
     pub device: Device,
 }
 
+impl TestDevice {
+    /// Whether the device is a CPU that plays a GPU.
+    pub fn is_software(&self) -> bool {
+        #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "cuda"))]
+        if let Some(identity) = self.device.identity() {
+            let name = identity.name.to_lowercase();
+            return ["llvmpipe", "lavapipe", "swiftshader"].iter().any(|part| name.contains(part));
+        }
+        false
+    }
+}
+
 /// Every device compiled in and present. One that is compiled in but absent is reported, and is a
 /// failure if `GLA_REQUIRE` (comma-separated names) lists it; `GLA_DEVICES` narrows the choice.
 ///
