@@ -7,12 +7,13 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, ValueEnum};
 use gla_burn::GlaTransformerConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::device::DeviceChoice;
+use crate::mixer::MixerKind;
 use crate::schedule::Schedule;
 
 /// One token per byte value; the value 0 separates documents.
@@ -67,6 +68,9 @@ pub struct TrainArgs {
     /// Heads per block
     #[arg(long)]
     pub heads: Option<usize>,
+    /// What stands where attention stands [default: gla]
+    #[arg(long, value_enum)]
+    pub mixer: Option<MixerKind>,
     /// Seed of weights and data order [default: 42]
     #[arg(long)]
     pub seed: Option<u64>,
@@ -162,13 +166,14 @@ impl RunConfig {
     ///
     /// # Errors
     ///
-    /// When a size is zero or the heads do not divide the width.
+    /// When a size is zero or the heads do not fit the width.
     pub fn from_args(args: &TrainArgs, preset: Preset) -> Result<Self> {
         let mut config = preset.config();
         let set = |to: &mut usize, from: Option<usize>| *to = from.unwrap_or(*to);
         set(&mut config.model.hidden_size, args.hidden);
         set(&mut config.model.num_hidden_layers, args.layers);
         set(&mut config.model.num_heads, args.heads);
+        args.mixer.unwrap_or(MixerKind::Gla).set(&mut config.model);
         set(&mut config.batch, args.batch);
         set(&mut config.context, args.context);
         set(&mut config.checkpoint_every, args.checkpoint_every);
@@ -208,6 +213,8 @@ impl RunConfig {
             hidden.is_multiple_of(2 * heads),
             "--hidden {hidden} must be a multiple of twice --heads {heads}"
         );
+        let kind = MixerKind::of(&self.model).name();
+        self.model.check().map_err(|why| anyhow!("a model of {kind}: {why}"))?;
         let peak = self.schedule.peak;
         ensure!(peak > 0.0 && peak.is_finite(), "--lr is {peak}, but must be positive");
         Ok(())
@@ -233,6 +240,8 @@ impl RunConfig {
         let layers = model.num_hidden_layers.to_string();
         check("--layers", text(args.layers), layers);
         check("--heads", text(args.heads), model.num_heads.to_string());
+        let mixer = MixerKind::of(model).name();
+        check("--mixer", args.mixer.map(MixerKind::name), mixer);
         check("--batch", text(args.batch), self.batch.to_string());
         check("--context", text(args.context), self.context.to_string());
         let seed = args.seed.map(|seed| seed.to_string());
@@ -317,6 +326,14 @@ mod tests {
         assert_eq!(message(zero), "--batch is 0, but must be at least 1");
         let uneven = TrainArgs { hidden: Some(100), heads: Some(3), ..TrainArgs::default() };
         assert!(message(uneven).contains("--hidden 100"));
+        let narrow = TrainArgs {
+            hidden: Some(32),
+            heads: Some(16),
+            mixer: Some(MixerKind::Retention),
+            ..TrainArgs::default()
+        };
+        let expected = "a model of retention: rotary positions need heads of an even width, got 1";
+        assert_eq!(message(narrow), expected);
     }
 
     #[test]
@@ -328,6 +345,16 @@ mod tests {
         let loaded = RunConfig::load(dir.path()).unwrap().unwrap();
         let json = |c: &RunConfig| serde_json::to_string(c).unwrap();
         assert_eq!(json(&loaded), json(&config));
+
+        // as written before there was a choice
+        let text = std::fs::read_to_string(dir.path().join(CONFIG_FILE)).unwrap();
+        let old = text.replace("\"mixer\": null,", "");
+        assert_ne!(old, text);
+        std::fs::write(dir.path().join(CONFIG_FILE), old).unwrap();
+        let loaded = RunConfig::load(dir.path()).unwrap().unwrap();
+        assert_eq!(json(&loaded), json(&config));
+        assert_eq!(MixerKind::of(&loaded.model), MixerKind::Gla);
+
         std::fs::write(dir.path().join(CONFIG_FILE), "{").unwrap();
         let error = format!("{:#}", RunConfig::load(dir.path()).unwrap_err());
         assert!(error.contains(CONFIG_FILE), "{error}");
@@ -345,9 +372,11 @@ mod tests {
         };
         config.resume_with(&same, folder).unwrap();
         assert_eq!(config.schedule.steps, 9999);
-        let other = TrainArgs { batch: Some(1000), seed: Some(1), ..TrainArgs::default() };
+        let mixer = Some(MixerKind::Mamba2);
+        let other = TrainArgs { batch: Some(1000), seed: Some(1), mixer, ..TrainArgs::default() };
         let error = config.resume_with(&other, folder).unwrap_err().to_string();
         assert!(error.contains("--batch 1000 (the run has"), "{error}");
         assert!(error.contains("--seed 1 (the run has 42)"), "{error}");
+        assert!(error.contains("--mixer mamba2 (the run has gla)"), "{error}");
     }
 }

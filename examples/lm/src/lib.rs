@@ -8,7 +8,8 @@
 //!
 //! The files, in the order in which a run passes through them:
 //!
-//! * [`config`]: presets, command line options, what a run writes down about itself
+//! * [`config`]: presets, command line options, what a run writes down about itself; [`mixer`]: the
+//!   kinds of `--mixer`
 //! * [`device`]: `--device auto` and its siblings; [`tuning`]: what a GPU tries before the first step
 //! * [`corpus`]: bytes for training and validation, split by crate or by file
 //! * [`dataset`]: windows of the corpus as a pure function of (seed, step)
@@ -31,6 +32,7 @@ pub mod device;
 pub mod generation;
 pub mod hash;
 pub mod loss;
+pub mod mixer;
 pub mod optimizer;
 pub mod pretrained;
 pub mod progress;

@@ -10,25 +10,38 @@ use burn::tensor::{Device, Tensor};
 
 use crate::hash::fnv1a;
 
-/// AdamW (0.9, 0.95) for `model`; `weight_decay` applies to tensors of two and more dimensions.
+/// AdamW (0.9, 0.95) for `model`; `weight_decay` applies to tensors of two and more dimensions, except
+/// Mamba's `A_log`, a logarithm that decay would draw to a rate of 1.
 pub fn adamw<M: Module>(model: &M, weight_decay: f32) -> ModuleOptimizer {
     let config = AdamWConfig::new().with_beta_1(0.9).with_beta_2(0.95).with_epsilon(1e-8);
-    let mut matrices = MatrixIds(Vec::new());
+    let mut matrices = Decayed::default();
     model.visit(&mut matrices);
     config.clone().with_weight_decay(0.0).init().with_group(
-        ParamGroup::from_ids(matrices.0),
+        ParamGroup::from_ids(matrices.ids),
         config.with_weight_decay(weight_decay).build(),
         None,
     )
 }
 
-/// Ids of the parameters with two and more dimensions.
-struct MatrixIds(Vec<ParamId>);
+/// Ids of the parameters that decay.
+#[derive(Default)]
+struct Decayed {
+    ids: Vec<ParamId>,
+    path: Vec<String>,
+}
 
-impl ModuleVisitor for MatrixIds {
+impl ModuleVisitor for Decayed {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if D >= 2 {
-            self.0.push(param.id);
+        if D >= 2 && self.path.last().is_none_or(|name| name != "A_log") {
+            self.ids.push(param.id);
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::dataset::{self, Batch};
 use crate::device;
 use crate::generation::{Request, generate};
 use crate::loss::bits_per_byte;
+use crate::mixer::MixerKind;
 use crate::optimizer::{adamw, clip_global_norm, with_stable_ids};
 use crate::progress::{Entry, Progress, minutes};
 use crate::sampling::SamplingArgs;
@@ -82,9 +83,10 @@ pub fn train(args: &TrainArgs) -> Result<()> {
 
     let learner = Learner::new(&config, checkpoint.as_ref(), &device)?;
     eprintln!(
-        "model: {:.2} M parameters, {} layers of width {}",
+        "model: {:.2} M parameters, {} layers of {}, width {}",
         learner.model.num_params() as f64 / 1e6,
         config.model.num_hidden_layers,
+        MixerKind::of(&config.model).name(),
         config.model.hidden_size,
     );
     if config.schedule.steps == 0 {

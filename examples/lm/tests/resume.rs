@@ -110,6 +110,33 @@ fn a_killed_run_ends_like_an_uninterrupted_one() {
 }
 
 #[test]
+fn runs_of_other_mixers_resume_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let kinds = ["retention", "linear-attention", "hgrn2", "mamba2", "mamba", "softmax-attention"];
+    for kind in kinds {
+        let out = dir.path().join(kind);
+        let command = |kind: &str| {
+            let mut command = train_at("--steps 20 --checkpoint-every 10 --log-every 1", &out);
+            command.args(["--data", SOURCES, "--mixer", kind]);
+            command
+        };
+        let sample = |stdout: &str| stdout.split_once("sample:").unwrap().1.to_string();
+        let whole = sample(&success(&mut command(kind)));
+        let config = fs::read_to_string(out.join("config.json")).unwrap();
+        assert!(config.contains(&format!("\"{}\": {{", kind.replace('-', "_"))), "{config}");
+        let weights = || fs::read(step(&out, 20).join("model.bpk")).unwrap();
+        let expected = weights();
+
+        fs::remove_dir_all(step(&out, 20)).unwrap();
+        assert!(step(&out, 10).is_dir());
+        assert_eq!(sample(&success(&mut command(kind))), whole, "{kind}");
+        assert!(weights() == expected, "{kind}: weights differ");
+        let error = failure(&mut command("simple-gla"));
+        assert!(error.contains(&format!("--mixer simple-gla (the run has {kind})")), "{error}");
+    }
+}
+
+#[test]
 fn damage_and_misuse_are_explained() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
