@@ -129,6 +129,19 @@ mod tests {
     use super::*;
     use crate::device::test_device;
     use burn::nn::{Linear, LinearConfig};
+    use gla_burn::MambaConfig;
+
+    #[test]
+    fn matrices_decay_except_the_rates_of_mamba() {
+        let layer = with_stable_ids(MambaConfig::new(8).init(&test_device()));
+        let mut decayed = Decayed::default();
+        layer.visit(&mut decayed);
+        let expected =
+            [&layer.in_proj, &layer.x_proj, &layer.dt_proj, &layer.out_proj].map(|l| l.weight.id);
+        assert!(expected.iter().all(|id| decayed.ids.contains(id)));
+        assert!(decayed.ids.contains(&layer.conv1d.weight.id));
+        assert_eq!(decayed.ids.len(), 5, "neither A_log nor vectors");
+    }
 
     /// Gradients 3 for the single weight and 4 for the single bias.
     fn example() -> (Linear, GradientsParams) {
