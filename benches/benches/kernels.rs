@@ -18,7 +18,7 @@ use cubecl::client::Client;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
-use gla_benches::{Ceilings, Peers, Row, Shape, Work, median_ms};
+use gla_benches::{Ceilings, Peers, Row, Shape, Work, median_ms, mib};
 use gla_kernels::{
     BackwardArgs, Dims, ForwardArgs, GateKind, Plan, Problem, RecurrentArgs, Sequences, Strategy,
 };
@@ -222,7 +222,7 @@ fn main() -> Result<()> {
             row.roofline = Some(share(work.floor_ms(&ceilings) / ms));
             if pass == "fwdbwd" {
                 let bytes = reserved(&client).saturating_sub(before);
-                row.peak_mib = Some((bytes as f64 / f64::from(1 << 20)).round());
+                row.peak_mib = Some(mib(bytes));
             }
             rows.push(peers.beside(row));
         }

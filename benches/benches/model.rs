@@ -16,7 +16,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Distribution, FloatDType, Int, Tensor};
 use clap::Parser;
-use gla_benches::{ModelRow, Peer, Peers};
+use gla_benches::{ModelRow, Peer, Peers, median, mib};
 use gla_burn::{Gate, GlaOptions, GlaTransformerConfig, gla};
 
 #[derive(Parser)]
@@ -163,15 +163,6 @@ fn train(config: &GlaTransformerConfig, args: &Args, device: &Device) -> Result<
     let peak_mib = device.memory_pool_usage().map(|usage| mib(usage.bytes_reserved));
     let first_ms = times[0];
     Ok(Step { ms: median(times.split_off(2)), first_ms, peak_mib })
-}
-
-fn mib(bytes: u64) -> f64 {
-    (bytes as f64 / f64::from(1 << 20)).round()
-}
-
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
 }
 
 /// Median of a call and its backward, which `call` ends with.

@@ -33,7 +33,7 @@ pub fn median_ms(client: &Client, mut call: impl FnMut()) -> f64 {
     sync(client);
     let once = start.elapsed().as_secs_f64().max(1e-6);
     let batch = ((0.02 / once).ceil() as usize).clamp(1, 1000);
-    let mut times: Vec<f64> = (0..15)
+    let times = (0..15)
         .map(|_| {
             let start = Instant::now();
             for _ in 0..batch {
@@ -43,6 +43,20 @@ pub fn median_ms(client: &Client, mut call: impl FnMut()) -> f64 {
             start.elapsed().as_secs_f64() * 1e3 / batch as f64
         })
         .collect();
+    median(times)
+}
+
+/// The one in the middle.
+///
+/// # Panics
+///
+/// If there is none.
+pub fn median(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
+}
+
+/// Bytes in MiB.
+pub fn mib(bytes: u64) -> f64 {
+    (bytes as f64 / f64::from(1 << 20)).round()
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::plot::escaped;
+use crate::plot::{escaped, head};
 use crate::{Peers, Row};
 
 const WIDTH: f64 = 880.0;
@@ -69,11 +69,7 @@ fn draw(title: &str, lines: &[Line]) -> String {
 
     let mut out = String::new();
     let mut line = |text: String| writeln!(out, "{text}").expect("a string takes all");
-    line(format!(
-        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">"#
-    ));
-    line(format!(r#"<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>"#));
-    line(format!(r#"<text x="10" y="20" font-size="15">{}</text>"#, escaped(title)));
+    line(head(title, WIDTH, HEIGHT));
     let (right, bottom) = (LEFT + ROOM.0, TOP + ROOM.1);
     for power in t0 as i32..=t1 as i32 {
         let at = x(2f64.powi(power));

@@ -25,11 +25,7 @@ pub fn svg(title: &str, rows: &[Row]) -> String {
 
     let mut out = String::new();
     let mut line = |text: String| writeln!(out, "{text}").expect("a string takes all");
-    line(format!(
-        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="12">"#
-    ));
-    line(format!(r#"<rect width="{WIDTH}" height="{height}" fill="white"/>"#));
-    line(format!(r#"<text x="10" y="20" font-size="15">{}</text>"#, escaped(title)));
+    line(head(title, WIDTH, height));
     let mut decade = lowest;
     while decade <= highest {
         let (at, ms) = (x(10f64.powf(decade)), 10f64.powf(decade));
@@ -70,6 +66,16 @@ pub fn svg(title: &str, rows: &[Row]) -> String {
     }
     line("</svg>".to_string());
     out
+}
+
+/// The start of a chart: its size, a white ground and the title.
+pub(crate) fn head(title: &str, width: f64, height: f64) -> String {
+    let title = escaped(title);
+    format!(
+        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">
+<rect width="{width}" height="{height}" fill="white"/>
+<text x="10" y="20" font-size="15">{title}</text>"#
+    )
 }
 
 pub(crate) fn escaped(text: &str) -> String {

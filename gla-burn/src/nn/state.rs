@@ -291,12 +291,12 @@ impl StateVisitor for Constants {
         _axis: StateAxis,
         parts: Vec<Option<Tensor<D>>>,
     ) -> Option<Tensor<D>> {
-        let tensor = parts.into_iter().next()??.without_autodiff();
+        let tensor = only(parts)?.without_autodiff();
         Some(if name == RECURRENT { tensor } else { tensor.cast(self.dtype) })
     }
 
     fn counts(&mut self, _name: &str, parts: Vec<Vec<usize>>) -> Vec<usize> {
-        parts.into_iter().next().unwrap_or_default()
+        parts.concat()
     }
 }
 
@@ -319,6 +319,11 @@ impl StateVisitor for Bytes {
     fn counts(&mut self, _name: &str, _parts: Vec<Vec<usize>>) -> Vec<usize> {
         Vec::new()
     }
+}
+
+/// The tensor of a visit to one state.
+pub(super) fn only<const D: usize>(parts: Vec<Option<Tensor<D>>>) -> Option<Tensor<D>> {
+    parts.into_iter().next().flatten()
 }
 
 fn check_tensor<const D: usize>(

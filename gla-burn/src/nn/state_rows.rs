@@ -2,6 +2,7 @@
 
 use burn::tensor::{Int, Tensor};
 
+use super::state::only;
 use super::{GlaState, LayerState, StateAxis, StateVisitor};
 
 impl GlaState {
@@ -199,10 +200,6 @@ impl StateVisitor for Put {
         counts[self.row] = parts[1][0];
         counts
     }
-}
-
-fn only<const D: usize>(parts: Vec<Option<Tensor<D>>>) -> Option<Tensor<D>> {
-    parts.into_iter().next().flatten()
 }
 
 /// The parts with the same shape but for the first axis. Absent if one of them must not be.

@@ -173,8 +173,17 @@ impl Launcher<'_, ScanBlueprint> {
         }
     }
 
+    /// What the walks take: from `prepare` for a vector gate, else from `scores`. `[v, do]` in the
+    /// backward.
+    pub fn made(&self, [q, k]: [&Handle; 2], grads: Option<[&Handle; 2]>) -> Prepared {
+        match Decay::of(self.problem.dims.gate) {
+            Decay::Channels => self.prepare(q, k),
+            Decay::None | Decay::Rows => self.scores([q, k], grads),
+        }
+    }
+
     /// Kernel `scores`, see [`scores`]; `[v, do]` in the backward.
-    pub fn scores(&self, [q, k]: [&Handle; 2], grads: Option<[&Handle; 2]>) -> Prepared {
+    fn scores(&self, [q, k]: [&Handle; 2], grads: Option<[&Handle; 2]>) -> Prepared {
         let dims = self.problem.dims;
         let tasks = self.num_chunks * dims.heads;
         let (rows, row_heads) = (self.problem.rows(), self.row_heads());
@@ -266,7 +275,7 @@ impl Launcher<'_, ScanBlueprint> {
     }
 
     /// Kernel `prepare`, see [`prepare`].
-    pub fn prepare(&self, q: &Handle, k: &Handle) -> Prepared {
+    fn prepare(&self, q: &Handle, k: &Handle) -> Prepared {
         let dims = self.problem.dims;
         let padded = self.padded();
         let tasks = self.num_chunks * dims.heads;

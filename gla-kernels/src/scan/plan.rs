@@ -12,10 +12,7 @@ use crate::{BackwardArgs, ForwardArgs, ScanBlueprint};
 /// 1. `prepare` (vector gate) or `scores`. 2. The `o` walk, after the states between segments if there
 ///    are any.
 pub(crate) fn forward(launcher: &Launcher<ScanBlueprint>, args: &ForwardArgs) {
-    let made = match Decay::of(launcher.problem.dims.gate) {
-        Decay::Channels => launcher.prepare(&args.q, &args.k),
-        _ => launcher.scores([&args.q, &args.k], None),
-    };
+    let made = launcher.made([&args.q, &args.k], None);
     let lines = launcher.lines();
     let (start, end) = (args.initial_state.as_ref(), &args.final_state);
     let ends = launcher.ends(&made, &lines, false, [&made.kt, &args.v], start, end);
@@ -45,12 +42,9 @@ pub(crate) fn forward(launcher: &Launcher<ScanBlueprint>, args: &ForwardArgs) {
 /// 6. Reductions.
 pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) {
     let dims = launcher.problem.dims;
-    let by_channel = Decay::of(dims.gate) == Decay::Channels;
+    let decay = Decay::of(dims.gate);
     let (q, k, v, d_o) = (&args.q, &args.k, &args.v, &args.d_o);
-    let made = match by_channel {
-        true => launcher.prepare(q, k),
-        false => launcher.scores([q, k], Some([v, d_o])),
-    };
+    let made = launcher.made([q, k], Some([v, d_o]));
     let lines = launcher.lines();
 
     let (start, end) = (args.d_final.as_ref(), &args.dh0);
@@ -77,9 +71,9 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
     let f32_type = f32::elem_type_native();
     let keys = WalkSpec::keys(launcher.shape(&lines, &ends, true));
     let out_len = keys.out_len(launcher.problem.rows(), launcher.num_chunks);
-    let shares = |out, own_heads| match by_channel {
-        true => (launcher.scratch(out_len), f32_type),
-        false => launcher.shares(out, own_heads, dims.key_dim, keys.parts),
+    let shares = |out, own_heads| match decay {
+        Decay::Channels => (launcher.scratch(out_len), f32_type),
+        _ => launcher.shares(out, own_heads, dims.key_dim, keys.parts),
     };
     let dq = shares(&args.dq, dims.heads);
     let dk = shares(&args.dk, dims.kv_heads);
@@ -88,7 +82,7 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
 
     let group = dims.heads / dims.kv_heads;
     let key_len = launcher.row_heads() * dims.key_dim;
-    match Decay::of(dims.gate) {
+    match decay {
         Decay::Channels => {
             let (dk_sum, dk_type) = launcher.shares(&args.dk, dims.kv_heads, dims.key_dim, 1);
             let dg = (group > 1).then(|| launcher.scratch(key_len));
@@ -109,7 +103,7 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
                 launcher.gate_gradient(dg, dgate, dims.key_dim);
             }
         }
-        decay => {
+        Decay::None | Decay::Rows => {
             launcher.sum_shares(&dq.0, &args.dq, dims.heads, dims.key_dim, keys.parts);
             launcher.sum_shares(&dk.0, &args.dk, dims.kv_heads, dims.key_dim, keys.parts);
             if let (Decay::Rows, Some(dgate)) = (decay, &args.dgate) {

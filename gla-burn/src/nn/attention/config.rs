@@ -1,7 +1,6 @@
 use burn::config::Config;
-use burn::tensor::Device;
 
-use super::{GateParts, GatedLinearAttention, Heads, OutputNorm, Parts};
+use super::{GateParts, Heads, OutputNorm, Parts, layer_of_parts};
 use crate::nn::FeatureMap;
 
 /// Configuration to create a [`GatedLinearAttention`] layer using the
@@ -48,40 +47,14 @@ pub struct GatedLinearAttentionConfig {
     pub initializer_range: f64,
 }
 
-impl GatedLinearAttentionConfig {
-    /// Initialize a new [`GatedLinearAttention`] module.
-    ///
-    /// # Panics
-    ///
+layer_of_parts! {
+    GatedLinearAttentionConfig,
     /// Panics if `hidden_size * expand_k` or `hidden_size * expand_v` is not a positive multiple of
     /// `num_heads`, if `num_heads` is not a multiple of `num_kv_heads`, if a size is 0, if
     /// `gate_logit_normalizer` or `norm_eps` is not positive, or if `clamp_min` is positive.
-    pub fn init(&self, device: &Device) -> GatedLinearAttention {
-        self.parts().init(device)
-    }
+}
 
-    /// Number of parameters of the module, without making it.
-    ///
-    /// # Panics
-    ///
-    /// As [`init`](Self::init).
-    pub fn num_params(&self) -> usize {
-        self.parts().num_params()
-    }
-
-    /// Says what is wrong with the configuration, if anything is.
-    ///
-    /// # Errors
-    ///
-    /// What [`init`](Self::init) would panic with.
-    pub fn check(&self) -> Result<(), String> {
-        self.try_parts().map(drop)
-    }
-
-    fn parts(&self) -> Parts {
-        self.try_parts().unwrap_or_else(|reason| panic!("GatedLinearAttentionConfig: {reason}"))
-    }
-
+impl GatedLinearAttentionConfig {
     fn try_parts(&self) -> Result<Parts, String> {
         let num_heads = [self.num_heads, self.num_kv_heads.unwrap_or(self.num_heads)];
         let heads = Heads::new(self.hidden_size, num_heads, [self.expand_k, self.expand_v])?;

@@ -228,3 +228,46 @@ impl Parts {
         hidden * (q + k + v + value_dim) + output_gate + convs + head_maps + gate + heads.v_dim
     }
 }
+
+/// What a configuration does with the layer that its `try_parts` describes.
+macro_rules! layer_of_parts {
+    ($config:ident, $(#[$panics:meta])+) => {
+        impl $config {
+            /// Initialize a new [`GatedLinearAttention`](crate::nn::GatedLinearAttention) layer.
+            ///
+            /// # Panics
+            ///
+            $(#[$panics])+
+            pub fn init(
+                &self,
+                device: &burn::tensor::Device,
+            ) -> $crate::nn::GatedLinearAttention {
+                self.parts().init(device)
+            }
+
+            /// Number of parameters of the module, without making it.
+            ///
+            /// # Panics
+            ///
+            /// As [`init`](Self::init).
+            pub fn num_params(&self) -> usize {
+                self.parts().num_params()
+            }
+
+            /// Says what is wrong with the configuration, if anything is.
+            ///
+            /// # Errors
+            ///
+            /// What [`init`](Self::init) would panic with.
+            pub fn check(&self) -> Result<(), String> {
+                self.try_parts().map(drop)
+            }
+
+            fn parts(&self) -> $crate::nn::attention::Parts {
+                let name = stringify!($config);
+                self.try_parts().unwrap_or_else(|reason| panic!("{name}: {reason}"))
+            }
+        }
+    };
+}
+pub(in crate::nn) use layer_of_parts;

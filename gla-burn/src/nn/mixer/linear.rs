@@ -4,14 +4,14 @@ use burn::config::Config;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use crate::nn::attention::{Heads, OutputNorm, Parts};
+use crate::nn::attention::{Heads, OutputNorm, Parts, layer_of_parts};
 use crate::nn::{
-    Dpfp, ElementwiseProductConfig, FeatureMap, GatedLinearAttention, HeadFeatureMap,
-    HedgehogConfig, T2rConfig,
+    Dpfp, ElementwiseProductConfig, FeatureMap, HeadFeatureMap, HedgehogConfig, T2rConfig,
 };
 
 /// Configuration to create a layer of linear attention (Katharopoulos et al., arXiv 2006.16236), a
-/// [`GatedLinearAttention`] without a gate, using the [init function](LinearAttentionConfig::init).
+/// [`GatedLinearAttention`](crate::nn::GatedLinearAttention) without a gate, using the [init
+/// function](LinearAttentionConfig::init).
 #[derive(Config, Debug)]
 pub struct LinearAttentionConfig {
     /// Width of the input and the output.
@@ -108,40 +108,14 @@ impl LinearFeatureMap {
     }
 }
 
-impl LinearAttentionConfig {
-    /// Initialize a new layer.
-    ///
-    /// # Panics
-    ///
+layer_of_parts! {
+    LinearAttentionConfig,
     /// Panics if `hidden_size * expand_k` or `hidden_size * expand_v` is not a positive multiple of
     /// `num_heads`, if `num_heads` is not a multiple of `num_kv_heads`, or if `norm_eps` is not
     /// positive.
-    pub fn init(&self, device: &Device) -> GatedLinearAttention {
-        self.parts().init(device)
-    }
+}
 
-    /// Number of parameters of the module, without making it.
-    ///
-    /// # Panics
-    ///
-    /// As [`init`](Self::init).
-    pub fn num_params(&self) -> usize {
-        self.parts().num_params()
-    }
-
-    /// Says what is wrong with the configuration, if anything is.
-    ///
-    /// # Errors
-    ///
-    /// What [`init`](Self::init) would panic with.
-    pub fn check(&self) -> Result<(), String> {
-        self.try_parts().map(drop)
-    }
-
-    fn parts(&self) -> Parts {
-        self.try_parts().unwrap_or_else(|reason| panic!("LinearAttentionConfig: {reason}"))
-    }
-
+impl LinearAttentionConfig {
     fn try_parts(&self) -> Result<Parts, String> {
         let num_heads = [self.num_heads, self.num_kv_heads.unwrap_or(self.num_heads)];
         let heads = Heads::new(self.hidden_size, num_heads, [self.expand_k, self.expand_v])?;

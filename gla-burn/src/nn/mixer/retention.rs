@@ -1,15 +1,15 @@
 //! Retention: a constant decay per head, and rotary positions.
 
 use burn::config::Config;
-use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use crate::nn::attention::{GateParts, Heads, OutputNorm, Parts};
-use crate::nn::{FeatureMap, GatedLinearAttention, Rotary};
+use crate::nn::attention::{GateParts, Heads, OutputNorm, Parts, layer_of_parts};
+use crate::nn::{FeatureMap, Rotary};
 
 /// Configuration to create a retention layer using the [init function](RetentionConfig::init): a
-/// [`GatedLinearAttention`] with a constant decay per head, as in RetNet (Sun et al.,
-/// arXiv 2307.08621). Queries and keys have rotary positions, after their feature map.
+/// [`GatedLinearAttention`](crate::nn::GatedLinearAttention) with a constant decay per head, as in
+/// RetNet (Sun et al., arXiv 2307.08621). Queries and keys have rotary positions, after their
+/// feature map.
 #[derive(Config, Debug)]
 pub struct RetentionConfig {
     /// Width of the input and the output.
@@ -81,41 +81,15 @@ impl FixedDecay {
     }
 }
 
-impl RetentionConfig {
-    /// Initialize a new layer.
-    ///
-    /// # Panics
-    ///
+layer_of_parts! {
+    RetentionConfig,
     /// Panics if `hidden_size * expand_k` or `hidden_size * expand_v` is not a positive multiple of
     /// `num_heads`, if `num_heads` is not a multiple of `num_kv_heads`, if a head has an odd width
     /// to turn, if `rope_theta` or `norm_eps` is not a positive number, or if the decay is of a
     /// layer beyond `num_layers`.
-    pub fn init(&self, device: &Device) -> GatedLinearAttention {
-        self.parts().init(device)
-    }
+}
 
-    /// Number of parameters of the module, without making it.
-    ///
-    /// # Panics
-    ///
-    /// As [`init`](Self::init).
-    pub fn num_params(&self) -> usize {
-        self.parts().num_params()
-    }
-
-    /// Says what is wrong with the configuration, if anything is.
-    ///
-    /// # Errors
-    ///
-    /// What [`init`](Self::init) would panic with.
-    pub fn check(&self) -> Result<(), String> {
-        self.try_parts().map(drop)
-    }
-
-    fn parts(&self) -> Parts {
-        self.try_parts().unwrap_or_else(|reason| panic!("RetentionConfig: {reason}"))
-    }
-
+impl RetentionConfig {
     fn try_parts(&self) -> Result<Parts, String> {
         let num_heads = [self.num_heads, self.num_kv_heads.unwrap_or(self.num_heads)];
         let heads = Heads::new(self.hidden_size, num_heads, [self.expand_k, self.expand_v])?;

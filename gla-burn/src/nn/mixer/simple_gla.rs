@@ -1,14 +1,13 @@
 //! Gated linear attention with one gate a head.
 
 use burn::config::Config;
-use burn::tensor::Device;
 
-use crate::nn::attention::{GateParts, Heads, OutputNorm, Parts};
-use crate::nn::{FeatureMap, GatedLinearAttention};
+use crate::nn::FeatureMap;
+use crate::nn::attention::{GateParts, Heads, OutputNorm, Parts, layer_of_parts};
 
 /// Configuration to create a layer with one data-dependent gate a head, a
-/// [`GatedLinearAttention`], using the [init function](SimpleGlaConfig::init). Also known as gated
-/// retention.
+/// [`GatedLinearAttention`](crate::nn::GatedLinearAttention), using the [init
+/// function](SimpleGlaConfig::init). Also known as gated retention.
 ///
 /// The gate is a full projection: `g = logsigmoid(x W + b) / gate_logit_normalizer`.
 #[derive(Config, Debug)]
@@ -43,39 +42,13 @@ pub struct SimpleGlaConfig {
     pub initializer_range: f64,
 }
 
-impl SimpleGlaConfig {
-    /// Initialize a new layer.
-    ///
-    /// # Panics
-    ///
+layer_of_parts! {
+    SimpleGlaConfig,
     /// Panics if `hidden_size * expand_k` or `hidden_size * expand_v` is not a positive multiple of
     /// `num_heads`, if a size is 0, or if `gate_logit_normalizer` or `norm_eps` is not positive.
-    pub fn init(&self, device: &Device) -> GatedLinearAttention {
-        self.parts().init(device)
-    }
+}
 
-    /// Number of parameters of the module, without making it.
-    ///
-    /// # Panics
-    ///
-    /// As [`init`](Self::init).
-    pub fn num_params(&self) -> usize {
-        self.parts().num_params()
-    }
-
-    /// Says what is wrong with the configuration, if anything is.
-    ///
-    /// # Errors
-    ///
-    /// What [`init`](Self::init) would panic with.
-    pub fn check(&self) -> Result<(), String> {
-        self.try_parts().map(drop)
-    }
-
-    fn parts(&self) -> Parts {
-        self.try_parts().unwrap_or_else(|reason| panic!("SimpleGlaConfig: {reason}"))
-    }
-
+impl SimpleGlaConfig {
     fn try_parts(&self) -> Result<Parts, String> {
         let (num_heads, expand) = ([self.num_heads; 2], [self.expand_k, self.expand_v]);
         let heads = Heads::new(self.hidden_size, num_heads, expand)?;
