@@ -73,8 +73,6 @@ fn cases() -> Vec<(&'static str, GlaTransformerConfig)> {
         .with_num_kv_heads(Some(2))
         .with_expand_v(1.0)
         .with_feature_map(Some(FeatureMap::Relu))
-        .with_use_short_conv(true)
-        .with_conv_size(3)
         .with_use_output_gate(false);
     let retnet = |layer| config().with_mixer(Some(MixerConfig::Retention(layer)));
     let transformer = |layer| config().with_mixer(Some(MixerConfig::SoftmaxAttention(layer)));

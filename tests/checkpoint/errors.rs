@@ -226,6 +226,10 @@ fn what_fla_could_not_load_is_not_written() {
             MixerConfig::Retention(RetentionConfig::new(32).with_rope_theta(None)),
             "rope_theta = null",
         ),
+        (
+            MixerConfig::Retention(RetentionConfig::new(32).with_use_short_conv(true)),
+            "use_short_conv = true",
+        ),
         (MixerConfig::SimpleGla(SimpleGlaConfig::new(32)), "a model of simple_gla"),
     ] {
         let model = config().with_mixer(Some(mixer));

@@ -1,7 +1,7 @@
 //! What older versions of fla wrote, and what is left out of a checkpoint.
 
-use gla_burn::GlaTransformerConfig;
 use gla_burn::checkpoint::{Checkpoint, SaveOptions};
+use gla_burn::{GlaTransformerConfig, MixerConfig, RetentionConfig};
 use serde_json::json;
 
 use crate::files::{Entries, edit, edit_config};
@@ -92,6 +92,20 @@ fn old_and_unknown_settings_are_read() {
     assert_eq!(checkpoint.config().model.norm_eps, 1e-3);
     assert_eq!(checkpoint.config().eos_token_ids, [2, 7]);
     assert_eq!(checkpoint.config().pad_token_id, None);
+    assert!(parameters(&load(folder.path())) == parameters(&model));
+}
+
+#[test]
+fn a_retnet_has_no_short_convolution() {
+    let retnet = config().with_mixer(Some(MixerConfig::Retention(RetentionConfig::new(32))));
+    let (model, folder) = saved(&retnet, &SaveOptions::default());
+    edit_config(folder.path(), |config| {
+        config.insert("use_short_conv".into(), json!(true));
+    });
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let warnings = checkpoint.warnings();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("use_short_conv = true is ignored"), "{warnings:?}");
     assert!(parameters(&load(folder.path())) == parameters(&model));
 }
 

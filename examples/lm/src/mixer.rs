@@ -45,7 +45,7 @@ impl MixerKind {
             Self::Retention => {
                 let config = RetentionConfig::new(hidden).with_num_heads(heads);
                 let config = config.with_expand_k(model.expand_k).with_expand_v(model.expand_v);
-                Some(MixerConfig::Retention(config.with_use_short_conv(conv)))
+                Some(MixerConfig::Retention(config))
             }
             Self::LinearAttention => {
                 let config = LinearAttentionConfig::new(hidden).with_num_heads(heads);

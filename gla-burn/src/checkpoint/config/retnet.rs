@@ -19,7 +19,6 @@ pub(super) struct Keys {
     expand_v: f64,
     feature_map: Option<FeatureMap>,
     use_short_conv: bool,
-    conv_size: usize,
     use_output_gate: bool,
 }
 
@@ -32,7 +31,6 @@ impl Default for Keys {
             expand_v: 2.0,
             feature_map: None,
             use_short_conv: false,
-            conv_size: 4,
             use_output_gate: true,
         }
     }
@@ -45,8 +43,12 @@ impl LayerKeys for Keys {
         unknown_map(self.feature_map)
     }
 
+    // fla's block does not hand it on to the layer
     fn ignored(&self) -> Ignored {
-        Vec::new()
+        match self.use_short_conv {
+            true => vec![("use_short_conv = true".to_string(), "false")],
+            false => Vec::new(),
+        }
     }
 
     fn apply(self, model: &mut GlaTransformerConfig) {
@@ -58,8 +60,6 @@ impl LayerKeys for Keys {
             .with_decay(FixedDecay::Retention)
             .with_rope_theta(Some(THETA))
             .with_feature_map(self.feature_map)
-            .with_use_short_conv(self.use_short_conv)
-            .with_conv_size(self.conv_size)
             .with_use_output_gate(self.use_output_gate)
             .with_norm_eps(model.norm_eps)
             .with_initializer_range(model.initializer_range);
@@ -75,6 +75,9 @@ pub(super) fn json(layer: &RetentionConfig, model: &GlaTransformerConfig) -> Res
     if layer.rope_theta != Some(THETA) {
         return Err(format!("rope_theta = {} (fla always uses {THETA})", json!(layer.rope_theta)));
     }
+    if layer.use_short_conv {
+        return Err("use_short_conv = true of a retnet (fla never uses it there)".into());
+    }
     if let Some(what) = unknown_map(layer.feature_map) {
         return Err(what);
     }
@@ -87,8 +90,7 @@ pub(super) fn json(layer: &RetentionConfig, model: &GlaTransformerConfig) -> Res
         "expand_k": layer.expand_k,
         "expand_v": layer.expand_v,
         "feature_map": layer.feature_map,
-        "use_short_conv": layer.use_short_conv,
-        "conv_size": layer.conv_size,
+        "use_short_conv": false,
         "use_output_gate": layer.use_output_gate,
         "attn": model.attn,
     }))
