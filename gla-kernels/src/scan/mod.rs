@@ -65,12 +65,14 @@ pub(crate) fn padded(dims: Dims) -> usize {
 /// Checks that the device has room for the kernels.
 pub(crate) fn validate(dims: Dims, limits: &DeviceLimits) -> Result<(), GlaError> {
     let shape = WalkShape::new(dims, limits, 1, true);
-    let (values, keys) = (WalkSpec::values(shape), WalkSpec::keys(shape));
+    let [values, keys, state] =
+        [WalkSpec::values(shape), WalkSpec::keys(shape), WalkSpec::state(shape)];
     let sums = 4 * (1 + intra_grad::CROSSING) * SLICE * GROUPS;
     let needs = [
         ("prepare", 2 * 8 * TILE + 4 * SLICE * GROUPS, CHUNK_UNITS),
         ("walk", values.shared_memory(2), values.units()),
         ("walk", keys.shared_memory(2), keys.units()),
+        ("walk", state.shared_memory(2), state.units()),
         ("intra_grad", 2 * (LEVELS * TILE + CHUNK * (CHUNK + 8)) + sums, CHUNK_UNITS),
         ("scores", scores::shared_memory(2), scores::UNITS),
     ];
@@ -87,7 +89,10 @@ pub(crate) fn largest_walk(dims: Dims, count: usize, limits: &DeviceLimits) -> u
     let shape = |reversed| WalkShape::new(dims, limits, count, reversed);
     [false, true]
         .into_iter()
-        .flat_map(|reversed| [WalkSpec::values(shape(reversed)), WalkSpec::keys(shape(reversed))])
+        .flat_map(|reversed| {
+            let shape = shape(reversed);
+            [WalkSpec::values(shape), WalkSpec::keys(shape), WalkSpec::state(shape)]
+        })
         .map(|spec| spec.shared_memory(2))
         .max()
         .unwrap_or(0)

@@ -122,6 +122,10 @@ const MAX_DEPTH: usize = 256;
 /// the last takes the least shared memory.
 const TILES: [(usize, usize); 4] = [(128, 4), (64, 4), (64, 2), (128, 2)];
 
+/// The same for a walk without outputs, which needs half the registers of each unit: twice the planes
+/// share what a cube reads.
+const STATE_TILES: [(usize, usize); 4] = [(64, 8), (64, 4), (64, 2), (128, 2)];
+
 /// What a walk depends on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WalkShape {
@@ -156,17 +160,17 @@ impl WalkShape {
 impl WalkSpec {
     /// The walk for `o`, or `dv` if `reversed`.
     pub fn values(shape: WalkShape) -> Self {
-        Self::chosen(shape, Self::values_with)
+        Self::chosen(shape, TILES, Self::values_with)
     }
 
     /// The walk for `dq`, or `dk` if `reversed`.
     pub fn keys(shape: WalkShape) -> Self {
-        Self::chosen(shape, Self::keys_with)
+        Self::chosen(shape, TILES, Self::keys_with)
     }
 
     /// The walk for the last state, or the gradient of the first if `reversed`.
     pub fn state(shape: WalkShape) -> Self {
-        Self::chosen(shape, |shape, tile| WalkSpec {
+        Self::chosen(shape, STATE_TILES, |shape, tile| WalkSpec {
             emits: false,
             intra: Intra::None,
             ..Self::values_with(shape, tile)
@@ -175,8 +179,12 @@ impl WalkSpec {
 
     /// The widest tile with enough cubes for the device among those that fit it; measured, see the
     /// log of the benches.
-    fn chosen(shape: WalkShape, make: impl Fn(WalkShape, (usize, usize)) -> Self) -> Self {
-        let specs = TILES.map(|tile| make(shape, tile));
+    fn chosen(
+        shape: WalkShape,
+        tiles: [(usize, usize); 4],
+        make: impl Fn(WalkShape, (usize, usize)) -> Self,
+    ) -> Self {
+        let specs = tiles.map(|tile| make(shape, tile));
         let fits = |spec: &&WalkSpec| spec.shared_memory(2) <= shape.shared_memory;
         let enough = |spec: &&WalkSpec| {
             let cubes = shape.count * spec.heads * spec.parts * spec.tiles();
