@@ -16,8 +16,8 @@
 use cubecl::prelude::*;
 
 use super::levels::{
-    Grads, Sent, accumulator_position, add_sent, is_query, load_around, load_beyond, load_columns,
-    neighbour_adds, read_inner, read_outer, write_inner, write_outer,
+    Grads, Sent, accumulator_position, add_sent, columns_of, fetch_columns, is_query, load_around,
+    load_beyond, neighbour_adds, nothing_fetched, read_inner, read_outer, write_inner, write_outer,
 };
 use super::scores::{PLANES, lower_tile, row_products};
 use super::stage::Stage;
@@ -87,6 +87,9 @@ pub(crate) fn gla_scan_intra_grad_kernel<
     let mut totals = Shared::<[f32]>::new_slice(comptime!(SLICE * GROUPS));
     let mut sums = Shared::<[f32]>::new_slice(comptime!(CROSSING * SLICE * GROUPS));
 
+    // of the first slice, while `dA` is formed
+    let mut fetched = nothing_fetched::<E, G>();
+    fetch_columns::<E, G>(q, k, gate, &mut fetched, &rows, head, channel, dims);
     score_gradients::<E, N>(v, d_o, &mut tiles, &mut symmetric, &rows, head, scale, dims);
 
     let wide = comptime!(CHUNK + 8);
@@ -98,7 +101,10 @@ pub(crate) fn gla_scan_intra_grad_kernel<
     for slice in 0..comptime!(padded.div_ceil(SLICE)) {
         let i = slice * SLICE + channel;
         let one = f32::new(1.0);
-        let x = load_columns::<E, G>(q, k, gate, &rows, head, i, one, dims);
+        if slice > 0 {
+            fetch_columns::<E, G>(q, k, gate, &mut fetched, &rows, head, i, dims);
+        }
+        let x = columns_of::<E, G>(&fetched, &rows, i, one, dims);
         let total = x.head[GROUP - 1];
         totals[group * SLICE + channel] = total;
         let at = group * comptime!(GROUP * STRIDE) + channel;

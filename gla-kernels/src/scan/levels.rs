@@ -13,7 +13,7 @@ use cubecl::prelude::*;
 
 use super::{GROUP, SLICE, STRIDE};
 use crate::Dims;
-use crate::components::{ChunkRows, decay_or_one, read_or_zero, row_offset};
+use crate::components::{ChunkRows, row_offset};
 
 /// A unit's rows of one channel, in registers.
 pub type Column = Array<f32>;
@@ -30,20 +30,57 @@ pub(crate) struct Columns {
     pub tail: Column,
 }
 
-/// Reads a unit's rows of channel `i`: zero, and a decay of one, outside; queries times `scale`.
+/// A unit's rows of one channel, as they are in memory.
+#[derive(CubeType)]
+pub(crate) struct Fetched<E: Float, G: Float> {
+    q: Array<E>,
+    k: Array<E>,
+    gate: Array<G>,
+}
+
+#[cube]
+pub(crate) fn nothing_fetched<E: Float, G: Float>() -> Fetched<E, G> {
+    Fetched::<E, G> { q: Array::new(GROUP), k: Array::new(GROUP), gate: Array::new(GROUP) }
+}
+
+/// Reads a unit's rows of channel `i`. What lies outside is read from elsewhere in the tensor and masked
+/// by [`columns_of`]: a use of the values here would wait for them.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn load_columns<E: Float, G: Float>(
+pub(crate) fn fetch_columns<E: Float, G: Float>(
     q: &[E],
     k: &[E],
     gate: &[G],
+    out: &mut Fetched<E, G>,
     rows: &ChunkRows,
     head: usize,
+    i: usize,
+    #[comptime] dims: Dims,
+) {
+    let first = (UNIT_POS as usize / SLICE) * GROUP;
+    #[unroll]
+    for r in 0..GROUP {
+        let row = first + r;
+        let valid = row < rows.len && i < dims.key_dim;
+        let at = rows.start + row;
+        let q_at = row_offset(at, head, dims, dims.heads, dims.key_dim) + i;
+        let k_at = row_offset(at, head, dims, dims.kv_heads, dims.key_dim) + i;
+        out.q[r] = q[select(valid, q_at, 0usize)];
+        out.k[r] = k[select(valid, k_at, 0usize)];
+        out.gate[r] = gate[select(valid, k_at, 0usize)];
+    }
+}
+
+/// What was fetched of channel `i`: zero, and a decay of one, outside; queries times `scale`.
+#[cube]
+pub(crate) fn columns_of<E: Float, G: Float>(
+    fetched: &Fetched<E, G>,
+    rows: &ChunkRows,
     i: usize,
     scale: f32,
     #[comptime] dims: Dims,
 ) -> Columns {
-    let group = UNIT_POS as usize / SLICE;
+    let first = (UNIT_POS as usize / SLICE) * GROUP;
     let mut columns = Columns {
         q: Array::new(GROUP),
         k: Array::new(GROUP),
@@ -51,16 +88,13 @@ pub(crate) fn load_columns<E: Float, G: Float>(
         head: Array::new(GROUP),
         tail: Array::new(GROUP),
     };
+    let (zero, one) = (f32::new(0.0), f32::new(1.0));
     #[unroll]
     for r in 0..GROUP {
-        let row = group * GROUP + r;
-        let valid = row < rows.len && i < dims.key_dim;
-        let at = rows.start + row;
-        let q_at = row_offset(at, head, dims, dims.heads, dims.key_dim) + i;
-        let k_at = row_offset(at, head, dims, dims.kv_heads, dims.key_dim) + i;
-        columns.q[r] = read_or_zero::<E>(q, q_at, valid) * scale;
-        columns.k[r] = read_or_zero::<E>(k, k_at, valid);
-        columns.decay[r] = decay_or_one::<G>(gate, at, head, i, valid, dims);
+        let valid = first + r < rows.len && i < dims.key_dim;
+        columns.q[r] = select(valid, f32::cast_from(fetched.q[r]) * scale, zero);
+        columns.k[r] = select(valid, f32::cast_from(fetched.k[r]), zero);
+        columns.decay[r] = select(valid, f32::cast_from(fetched.gate[r]).exp(), one);
     }
     let mut head = f32::new(1.0);
     let mut tail = f32::new(1.0);

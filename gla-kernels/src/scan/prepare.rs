@@ -13,7 +13,8 @@
 use cubecl::prelude::*;
 
 use super::levels::{
-    Columns, accumulator_position, load_beyond, load_columns, write_inner, write_outer,
+    Columns, accumulator_position, columns_of, fetch_columns, load_beyond, nothing_fetched,
+    write_inner, write_outer,
 };
 use super::{CHUNK, ChunkSpec, GROUP, GROUPS, SLICE, STRIDE, TILE};
 use crate::components::{Pair, chunk_rows, load_quad, multiply, right_of_plain, zero_tiles};
@@ -58,9 +59,11 @@ pub(crate) fn gla_prepare_kernel<E: Float, G: Float>(
 
     let work = work_of(unit / 32);
     let mut acc = zero_tiles(4usize);
+    let mut fetched = nothing_fetched::<E, G>();
+    fetch_columns::<E, G>(q, k, gate, &mut fetched, &rows, head, channel, dims);
     for slice in 0..comptime!(padded.div_ceil(SLICE)) {
         let i = slice * SLICE + channel;
-        let x = load_columns::<E, G>(q, k, gate, &rows, head, i, scale, dims);
+        let x = columns_of::<E, G>(&fetched, &rows, i, scale, dims);
         let total = x.head[GROUP - 1];
         totals[group * SLICE + channel] = total;
         let at = group * comptime!(GROUP * STRIDE) + channel;
@@ -88,6 +91,8 @@ pub(crate) fn gla_prepare_kernel<E: Float, G: Float>(
         }
         sync_cube();
 
+        // of the next slice, while this one's products run; past the last nobody uses it
+        fetch_columns::<E, G>(q, k, gate, &mut fetched, &rows, head, i + SLICE, dims);
         #[unroll]
         for j in 0..comptime!(SLICE / 16) {
             add_product::<E>(&tiles, &work.first, j, &mut acc, 0usize);
