@@ -146,7 +146,7 @@ pub(crate) fn load_beyond(totals: &[f32]) -> Beyond {
     let neighbour = totals[(group ^ 1) * SLICE + UNIT_POS as usize % SLICE];
     let second = group >= 4;
     Beyond {
-        level4: select(is_query(4usize) == (group % 2 == 1), neighbour, one),
+        level4: select(group / 2 % 2 == group % 2, neighbour, one),
         level5: select(second, before, after),
         before: select(second, others * before, before),
         after: select(second, after, others * after),
@@ -205,7 +205,7 @@ pub(crate) fn load_around(sums: &[f32]) -> Around {
 pub(crate) fn neighbour_adds(sums: &[f32]) -> f32 {
     let group = UNIT_POS as usize / SLICE;
     let sum = sums[(group ^ 1) * SLICE + UNIT_POS as usize % SLICE];
-    select(is_query(4usize) != (group % 2 == 1), sum, f32::new(0.0))
+    select(group / 2 % 2 != group % 2, sum, f32::new(0.0))
 }
 
 /// A level inside a group: writes the second halves' rows of `q` with the decay from the boundary,
