@@ -39,7 +39,13 @@ fn scan_blueprint(problem: &Problem, limits: &DeviceLimits) -> ScanBlueprint {
     let wanted =
         if 5 * cubes >= 3 * limits.processors { 1 } else { 2 * limits.processors / cubes.max(1) };
     let most = (chunks / SCAN_LEAST_CHUNKS).clamp(1, SCAN_MAX_SEGMENTS);
-    ScanBlueprint { segment: chunks.div_ceil(wanted.clamp(1, most)).max(1) }
+    let segment = chunks.div_ceil(wanted.clamp(1, most)).max(1);
+    let mma = ScanBlueprint { segment, instruction: Instruction::Mma };
+    let cmma = ScanBlueprint { segment, instruction: Instruction::Cmma };
+    let fits = |blueprint: &ScanBlueprint| blueprint.validate(problem, limits).is_ok();
+    let has_mma = limits.mma.contains(&problem.dtype);
+    // of two that do not fit, the one that the device has says why
+    [mma, cmma].into_iter().find(fits).unwrap_or(if has_mma { mma } else { cmma })
 }
 
 /// The shortest chunk that holds the longest sequence, else the longest one; tiles as wide as the
@@ -106,6 +112,7 @@ mod tests {
             cubes: (65535, 65535),
             processors: 132,
             mma: vec![],
+            cmma: vec![],
         }
     }
 
@@ -181,17 +188,45 @@ mod tests {
         );
         assert_eq!(
             forced(&brain, &limits(48 << 10, 1024)),
-            "plan: the scan plan needs mma for bf16, the device has none"
+            "plan: the scan plan needs tensor cores for bf16, the device has no Cmma"
         );
+    }
+
+    #[test]
+    fn planes_without_mma_take_cmma() {
+        let half = ElemType::Float(FloatKind::F16);
+        let vulkan = DeviceLimits { cmma: vec![half], ..limits(48 << 10, 1024) };
+        let small = Problem { dtype: half, ..problem(100, 128, 128) };
+        let chosen = select(Strategy::Inferred, &small, &vulkan).unwrap();
+        assert_eq!((chosen.plan(), chosen.instruction()), (Plan::Scan, Instruction::Cmma));
+        let both = DeviceLimits { mma: vec![half], ..vulkan.clone() };
+        let chosen = |limits| select(Strategy::Inferred, &small, &limits).unwrap().instruction();
+        assert_eq!(chosen(both.clone()), Instruction::Cmma, "mma's tiles do not fit");
+        assert_eq!(chosen(DeviceLimits { shared_memory: 227 << 10, ..both }), Instruction::Mma);
+        let wide = Problem { dtype: half, ..problem(100, 128, 256) };
+        let error = select(Strategy::Plan(Plan::Scan), &wide, &vulkan).unwrap_err().to_string();
+        assert_eq!(error, "plan: the scan plan takes at most 128 channels with Cmma, got 256");
+        let narrow = DeviceLimits { shared_memory: 32 << 10, ..vulkan };
+        let chosen = select(Strategy::Inferred, &small, &narrow).unwrap();
+        assert_eq!(chosen.plan(), Plan::Split);
     }
 
     /// Whatever the tiles, the walks that are launched fit the device that was asked for.
     #[test]
     fn walks_fit_the_device() {
         let half = ElemType::Float(FloatKind::BF16);
-        for shared_memory in [99 << 10, 163 << 10, 227 << 10] {
+        for (instruction, shared_memory, least) in [
+            (Instruction::Mma, 99 << 10, 150),
+            (Instruction::Mma, 163 << 10, 150),
+            (Instruction::Mma, 227 << 10, 150),
+            (Instruction::Cmma, 48 << 10, 20),
+        ] {
             let mut checked = 0;
-            let device = DeviceLimits { mma: vec![half], ..limits(shared_memory, 1024) };
+            let mut device = limits(shared_memory, 1024);
+            match instruction {
+                Instruction::Mma => device.mma.push(half),
+                _ => device.cmma.push(half),
+            }
             for (key_dim, value_dim) in
                 (16..=256).step_by(16).flat_map(|k| (16..=1024).step_by(48).map(move |v| (k, v)))
             {
@@ -201,11 +236,12 @@ mod tests {
                 }
                 checked += 1;
                 for count in [1, 8, 64, 512] {
-                    let largest = crate::scan::largest_walk(problem.dims, count, &device);
+                    let largest =
+                        crate::scan::largest_walk(problem.dims, count, instruction, &device);
                     assert!(largest <= shared_memory, "{key_dim} {value_dim} {count}: {largest}");
                 }
             }
-            assert!(checked > 150, "{shared_memory}: {checked} problems fit");
+            assert!(checked > least, "{instruction:?} {shared_memory}: {checked} problems fit");
         }
     }
 }

@@ -52,10 +52,14 @@ fn run(set: Set, gate: CaseGate, dtype: RefDType) {
 
 /// Whether the scan plan runs by itself.
 fn scans(device: &TestDevice, dtype: RefDType, gate: CaseGate) -> bool {
+    chosen(device, dtype, gate).plan() == Plan::Scan
+}
+
+/// What is chosen for a common shape.
+fn chosen(device: &TestDevice, dtype: RefDType, gate: CaseGate) -> Blueprint {
     let case = one_shape().into_iter().find(|case| case.gate == gate).expect("every gate");
     let problem = Prepared::new(&case, dtype).problem;
-    check_chunked(&device.client, &problem, Strategy::Inferred)
-        .is_ok_and(|blueprint| blueprint.plan() == Plan::Scan)
+    check_chunked(&device.client, &problem, Strategy::Inferred).expect("a blueprint")
 }
 
 fn check(
@@ -70,8 +74,10 @@ fn check(
     for case in cases {
         let start = std::time::Instant::now();
         let prepared = Prepared::with_gate(case, dtype, gate_dtype);
-        errors.extend(prepared.check_all(client, strategy));
-        println!("{name} {} {dtype:?} {strategy:?} {:.2?}", case.id, start.elapsed());
+        let found = prepared.check_all(client, strategy);
+        let (count, took) = (found.len(), start.elapsed());
+        println!("{name} {} {dtype:?} {strategy:?} {count} errors {took:.2?}", case.id);
+        errors.extend(found);
     }
     println!("{name}: {} cases in {dtype:?}, {} errors", cases.len(), errors.len());
     assert!(errors.is_empty(), "{name}:\n{}", errors.join("\n"));
@@ -146,7 +152,8 @@ fn plans_agree() {
             if !has_scan(&device, dtype) {
                 continue;
             }
-            let short = Blueprint::Scan(ScanBlueprint { segment: 1 });
+            let instruction = chosen(&device, dtype, CaseGate::Vector).instruction();
+            let short = Blueprint::Scan(ScanBlueprint { segment: 1, instruction });
             for strategy in
                 [Strategy::Plan(Plan::Scan), Strategy::Plan(Plan::Split), Strategy::Forced(short)]
             {

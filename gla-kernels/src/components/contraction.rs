@@ -22,7 +22,7 @@ pub fn contract(
 ) {
     match instruction {
         // refused by `SplitBlueprint::validate`: the scan plan's tiles are multiplied by `multiply`
-        Instruction::Mma => {}
+        Instruction::Mma | Instruction::Cmma => {}
         Instruction::Registers => {
             for d in 0..depth {
                 let x = b[b_at + d * b_stride];

@@ -1,15 +1,15 @@
 //! What the kernels share: addressing, gates and the tile contraction.
 
 mod address;
+mod block;
 mod contraction;
 mod gate;
-mod mma;
 mod tile;
 
 pub use address::*;
+pub use block::*;
 pub use contraction::*;
 pub use gate::*;
-pub use mma::*;
 pub use tile::*;
 
 /// Which end of a pair `(t, s)`, `s <= t`, a kernel works for.

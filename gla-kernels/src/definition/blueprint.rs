@@ -1,6 +1,7 @@
 //! The compile-time choices of the kernels, and what they need from a device.
 
 use cubecl::client::Client;
+use cubecl::ir::features::MatmulFeatures;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
@@ -27,6 +28,9 @@ pub enum Instruction {
     Registers,
     /// Tensor cores through `mma.m16n8k16`, f32 accumulators in registers: half precision on CUDA.
     Mma,
+    /// Tensor cores through 16 x 16 x 16 matrices of a plane: half precision on Vulkan, where the
+    /// device has cooperative matrices.
+    Cmma,
 }
 
 /// How work between chunks is ordered.
@@ -59,7 +63,7 @@ impl Blueprint {
     /// The tile instruction.
     pub const fn instruction(&self) -> Instruction {
         match self {
-            Blueprint::Scan(_) => Instruction::Mma,
+            Blueprint::Scan(blueprint) => blueprint.instruction,
             Blueprint::Split(blueprint) => blueprint.instruction,
         }
     }
@@ -84,8 +88,12 @@ impl Blueprint {
 /// Rows of a chunk of the scan plan.
 pub const SCAN_CHUNK: usize = 64;
 
-/// Most key channels that the scan plan takes: a cube holds the state for all of them.
+/// Most key channels that the scan plan takes: its cubes hold the state for all of them.
 pub const SCAN_MAX_KEYS: usize = 256;
+
+/// Most key and value channels with [`Instruction::Cmma`]. The kernels take more; that their parts add
+/// up there is still to be compared with the reference on a device.
+pub const CMMA_MAX_WIDTH: usize = 128;
 
 /// Most segments of a sequence.
 pub const SCAN_MAX_SEGMENTS: usize = 64;
@@ -99,14 +107,23 @@ pub struct ScanBlueprint {
     /// Chunks that are walked in one go. Longer sequences are cut into segments of so many chunks
     /// that are walked in parallel, after a first walk for the states they start from.
     pub segment: usize,
+    /// The tile instruction.
+    pub instruction: Instruction,
 }
 
 impl ScanBlueprint {
     /// Checks the blueprint against a device and a problem.
     pub fn validate(&self, problem: &Problem, limits: &DeviceLimits) -> Result<(), GlaError> {
-        if !limits.mma.contains(&problem.dtype) {
-            let message =
-                format!("the scan plan needs mma for {}, the device has none", problem.dtype);
+        let multiplied = match self.instruction {
+            Instruction::Registers => &[][..],
+            Instruction::Mma => &limits.mma,
+            Instruction::Cmma => &limits.cmma,
+        };
+        if !multiplied.contains(&problem.dtype) {
+            let message = format!(
+                "the scan plan needs tensor cores for {}, the device has no {:?}",
+                problem.dtype, self.instruction
+            );
             return Err(GlaError::Argument { name: "plan", message });
         }
         if problem.dims.key_dim > SCAN_MAX_KEYS {
@@ -114,7 +131,14 @@ impl ScanBlueprint {
             let message = format!("the scan plan takes at most {most} key channels, got {got}");
             return Err(GlaError::Argument { name: "plan", message });
         }
-        scan::validate(problem.dims, limits)?;
+        let widest = problem.dims.key_dim.max(problem.dims.value_dim);
+        if self.instruction == Instruction::Cmma && widest > CMMA_MAX_WIDTH {
+            let message = format!(
+                "the scan plan takes at most {CMMA_MAX_WIDTH} channels with Cmma, got {widest}"
+            );
+            return Err(GlaError::Argument { name: "plan", message });
+        }
+        scan::validate(problem.dims, self.instruction, limits)?;
         let chunks = problem.sequences.longest().div_ceil(SCAN_CHUNK);
         if self.segment == 0 || chunks.div_ceil(self.segment) > SCAN_MAX_SEGMENTS {
             let message = format!(
@@ -156,6 +180,8 @@ pub struct DeviceLimits {
     pub processors: usize,
     /// Types that `mma.m16n8k16` multiplies into f32, with matrix loads from shared memory.
     pub mma: Vec<ElemType>,
+    /// Types that 16 x 16 x 16 matrices of a plane multiply into f32.
+    pub cmma: Vec<ElemType>,
 }
 
 impl DeviceLimits {
@@ -200,24 +226,37 @@ impl DeviceLimits {
             bindings: hardware.max_bindings as usize,
             cubes: (hardware.max_cube_count.0, hardware.max_cube_count.1),
             processors: hardware.num_streaming_multiprocessors.unwrap_or(64) as usize,
-            mma: mma_types(client),
+            mma: tensor_types(client, has_mma),
+            cmma: tensor_types(client, has_cmma),
         }
     }
 }
 
-fn mma_types(client: &Client) -> Vec<ElemType> {
-    let matmul = &client.features().matmul;
+fn tensor_types(client: &Client, has: fn(&MatmulFeatures, ElemType) -> bool) -> Vec<ElemType> {
     let hardware = &client.properties().hardware;
     let planes_of_32 = hardware.plane_size_min == 32 && hardware.plane_size_max == 32;
-    let multiplies = |elem: ElemType| {
-        matmul.ldmatrix.contains(&elem)
-            && matmul.mma.iter().any(|mma| {
-                (mma.a_type, mma.b_type, mma.cd_type) == (elem, elem, f32::elem_type_native())
-                    && (mma.m, mma.n, mma.k) == (16, 8, 16)
-            })
-    };
     let types = [ElemType::Float(FloatKind::F16), ElemType::Float(FloatKind::BF16)];
-    types.into_iter().filter(|&elem| planes_of_32 && multiplies(elem)).collect()
+    let matmul = &client.features().matmul;
+    types.into_iter().filter(|&elem| planes_of_32 && has(matmul, elem)).collect()
+}
+
+fn has_mma(matmul: &MatmulFeatures, elem: ElemType) -> bool {
+    matmul.ldmatrix.contains(&elem)
+        && matmul.mma.iter().any(|mma| {
+            (mma.a_type, mma.b_type, mma.cd_type) == (elem, elem, f32::elem_type_native())
+                && (mma.m, mma.n, mma.k) == (16, 8, 16)
+        })
+}
+
+fn has_cmma(matmul: &MatmulFeatures, elem: ElemType) -> bool {
+    let has = |cd_type: ElemType| {
+        matmul.cmma.iter().any(|mma| {
+            (mma.a_type, mma.b_type, mma.cd_type) == (elem, elem, cd_type)
+                && (mma.m, mma.n, mma.k) == (16, 16, 16)
+        })
+    };
+    // accumulators are stored rounded as well
+    has(f32::elem_type_native()) && has(elem)
 }
 
 /// Who chooses the blueprint.

@@ -1,6 +1,6 @@
 //! Kernel `intra_grad`: the gradients of `q`, `k` and the gate for one chunk of one head.
 //!
-//! First `dA = scale do v^T` below and on the diagonal, made symmetric: `M`. Then, with the levels of
+//! First `dA / scale = do v^T` below and on the diagonal, made symmetric: `M`. Then, with the levels of
 //! [`super::levels`] and `L` the queries or keys of a level with their decay from or to its boundary,
 //!
 //! ```text
@@ -16,21 +16,32 @@
 use cubecl::prelude::*;
 
 use super::levels::{
-    Grads, Sent, accumulator_position, add_sent, columns_of, fetch_columns, is_query, load_around,
-    load_beyond, neighbour_adds, nothing_fetched, read_inner, read_outer, write_inner, write_outer,
+    Grads, Sent, add_sent, columns_of, fetch_columns, group_of, is_query, load_around, load_beyond,
+    neighbour_adds, nothing_fetched, read_inner, read_outer, write_inner, write_outer,
 };
 use super::scores::{PLANES, lower_tile, row_products};
 use super::stage::Stage;
-use super::{CHUNK, CHUNK_UNITS, ChunkSpec, GROUP, GROUPS, LEVELS, SLICE, STRIDE, TILE};
-use crate::Dims;
+use super::{CHUNK, ChunkSpec, GROUP, GROUPS, LEVELS};
+use crate::Instruction;
 use crate::components::{
-    ChunkRows, Pair, Quad, chunk_rows, load_quad, multiply, read_or_zero, right_of_transposed,
-    zero_tiles,
+    Acc, ChunkRows, Left, Right, chunk_rows, is_of_level, multiply, only_level, pair_position,
+    read_or_zero,
 };
 
 /// Sums that cross the groups of a chunk: levels 4 and 5, the queries' and the keys' shares of the
 /// state.
-pub(crate) const CROSSING: usize = 4;
+const CROSSING: usize = 4;
+
+/// Row stride of the symmetric matrix.
+const WIDE: usize = CHUNK + 8;
+
+/// Row stride of a masked block.
+const MASKED: usize = 24;
+
+/// Bytes of shared memory for elements of `size` bytes.
+pub const fn shared_memory(spec: ChunkSpec, size: usize) -> usize {
+    size * (LEVELS * spec.tile() + CHUNK * WIDE) + 4 * (1 + CROSSING) * spec.slice() * GROUPS
+}
 
 /// * `q`: `[rows, H, K]`, `k`: `[rows, Hk, K]`, `v`: `[rows, Hk, V]`, `d_o`: `[rows, H, V]`
 /// * `dq_state`, `dk_state`: `[parts, chunks, H, padded, 64]`, without the decay to the chunk's edges
@@ -68,7 +79,8 @@ pub(crate) fn gla_scan_intra_grad_kernel<
     #[define(E, G, Q, P, R)] _dtypes: [ElemType; 5],
 ) {
     let dims = comptime!(spec.dims);
-    let padded = comptime!(spec.padded);
+    let by = comptime!(spec.instruction);
+    let (padded, slice_len, tile) = comptime!((spec.padded(), spec.slice(), spec.tile()));
     let task = CUBE_POS;
     if task >= tasks {
         terminate!();
@@ -78,73 +90,81 @@ pub(crate) fn gla_scan_intra_grad_kernel<
     let rows = chunk_rows(table, num_sequences, chunk);
 
     let unit = UNIT_POS as usize;
-    let channel = unit % SLICE;
-    let group = unit / SLICE;
+    let channel = unit % slice_len;
+    let group = group_of(spec);
     let plane = unit / 32;
 
-    let mut tiles = Shared::<[E]>::new_aligned_slice(comptime!(LEVELS * TILE), 16usize);
-    let mut symmetric = Shared::<[E]>::new_aligned_slice(comptime!(CHUNK * (CHUNK + 8)), 16usize);
-    let mut totals = Shared::<[f32]>::new_slice(comptime!(SLICE * GROUPS));
-    let mut sums = Shared::<[f32]>::new_slice(comptime!(CROSSING * SLICE * GROUPS));
+    let mut tiles = Shared::<[E]>::new_aligned_slice(comptime!(LEVELS * tile), 16usize);
+    let mut symmetric = Shared::<[E]>::new_aligned_slice(comptime!(CHUNK * WIDE), 16usize);
+    let mut totals = Shared::<[f32]>::new_slice(comptime!(slice_len * GROUPS));
+    let mut sums = Shared::<[f32]>::new_slice(comptime!(CROSSING * slice_len * GROUPS));
 
-    // of the first slice, while `dA` is formed
+    // of the first slice, while `M` is formed
     let mut fetched = nothing_fetched::<E, G>();
-    fetch_columns::<E, G>(q, k, gate, &mut fetched, &rows, head, channel, dims);
-    score_gradients::<E, N>(v, d_o, &mut tiles, &mut symmetric, &rows, head, scale, dims);
+    fetch_columns::<E, G>(q, k, gate, &mut fetched, &rows, head, channel, spec);
+    score_gradients::<E, N>(v, d_o, &mut tiles, &mut symmetric, &rows, head, spec);
 
-    let wide = comptime!(CHUNK + 8);
     // a plane's share of the levels: 16 rows, 16 channels of a slice
     let own = plane % 4;
     let col = (plane / 4) * 16;
-    let diagonal = load_quad::<E>(&symmetric, own * 16, own * 16, wide, false);
-
-    for slice in 0..comptime!(padded.div_ceil(SLICE)) {
-        let i = slice * SLICE + channel;
-        let one = f32::new(1.0);
-        if slice > 0 {
-            fetch_columns::<E, G>(q, k, gate, &mut fetched, &rows, head, i, dims);
-        }
-        let x = columns_of::<E, G>(&fetched, &rows, i, one, dims);
-        let total = x.head[GROUP - 1];
-        totals[group * SLICE + channel] = total;
-        let at = group * comptime!(GROUP * STRIDE) + channel;
-        write_inner::<E>(&x, &mut tiles, at, 0usize);
-        write_inner::<E>(&x, &mut tiles, at + TILE, 1usize);
-        write_inner::<E>(&x, &mut tiles, at + 2 * TILE, 2usize);
-        sync_cube();
-        let beyond = load_beyond(&totals);
-        write_outer::<E>(&x, one, &mut tiles, at + 3 * TILE, 3usize);
-        write_outer::<E>(&x, beyond.level4, &mut tiles, at + 4 * TILE, 4usize);
-        write_outer::<E>(&x, beyond.level5, &mut tiles, at + 5 * TILE, 5usize);
-        sync_cube();
-
-        let mut acc = zero_tiles(comptime!(2 * LEVELS));
+    let block = Left::<E>::load(symmetric.as_vectorized(), own * 16, own * 16, WIDE, false, by);
+    let mut masked = Sequence::<Left<E>>::new();
+    if comptime!(by == Instruction::Cmma) {
         #[unroll]
         for level in 0..4usize {
-            let left = of_level::<E>(&diagonal, level);
-            send::<E>(&left, &tiles, level, own, col, &mut acc);
+            masked.push(through_memory::<E>(&symmetric, &mut tiles, own, level));
         }
-        let left = load_quad::<E>(&symmetric, own * 16, (own ^ 1) * 16, wide, false);
-        send::<E>(&left, &tiles, 4usize, own ^ 1, col, &mut acc);
-        let left = load_quad::<E>(&symmetric, own * 16, (own ^ 2) * 16, wide, false);
-        send::<E>(&left, &tiles, 5usize, own ^ 2, col, &mut acc);
-        let left = load_quad::<E>(&symmetric, own * 16, (own ^ 3) * 16, wide, false);
-        send::<E>(&left, &tiles, 5usize, own ^ 3, col, &mut acc);
+        sync_cube();
+    }
+
+    for slice in 0..comptime!(padded.div_ceil(slice_len)) {
+        let i = slice * slice_len + channel;
+        let one = f32::new(1.0);
+        if slice > 0 {
+            fetch_columns::<E, G>(q, k, gate, &mut fetched, &rows, head, i, spec);
+        }
+        let x = columns_of::<E, G>(&fetched, &rows, i, one, spec);
+        let total = x.head[GROUP - 1];
+        totals[group * slice_len + channel] = total;
+        let at = group * comptime!(GROUP * spec.stride()) + channel;
+        write_inner::<E>(&x, &mut tiles, at, 0usize, spec);
+        write_inner::<E>(&x, &mut tiles, at + tile, 1usize, spec);
+        write_inner::<E>(&x, &mut tiles, at + 2 * tile, 2usize, spec);
+        sync_cube();
+        let beyond = load_beyond(&totals, spec);
+        write_outer::<E>(&x, one, &mut tiles, at + 3 * tile, 3usize, spec);
+        write_outer::<E>(&x, beyond.level4, &mut tiles, at + 4 * tile, 4usize, spec);
+        write_outer::<E>(&x, beyond.level5, &mut tiles, at + 5 * tile, 5usize, spec);
+        sync_cube();
+
+        let mut acc = Sequence::<Acc>::new();
+        #[unroll]
+        for _level in 0..LEVELS {
+            acc.push(Acc::zero(by));
+        }
+        #[unroll]
+        for level in 0..4usize {
+            if comptime!(by == Instruction::Cmma) {
+                send::<E>(masked.index(level), &tiles, level, own, col, acc.index_mut(level), spec);
+            } else {
+                let left = only_level::<E>(&block, level);
+                send::<E>(&left, &tiles, level, own, col, acc.index_mut(level), spec);
+            }
+        }
+        #[unroll]
+        for n in 1..4usize {
+            // the 16-row blocks of the other half
+            let level = comptime!(if n == 1 { 4usize } else { 5usize });
+            let symmetric = symmetric.as_vectorized();
+            let left = Left::<E>::load(symmetric, own * 16, (own ^ n) * 16, WIDE, false, by);
+            send::<E>(&left, &tiles, level, own ^ n, col, acc.index_mut(level), spec);
+        }
         sync_cube();
         // what the levels send takes the place of what they were made of
         #[unroll]
         for level in 0..LEVELS {
-            #[unroll]
-            for n in 0..2usize {
-                #[unroll]
-                for half in 0..2usize {
-                    let (r, c) = accumulator_position(n, half);
-                    let to = level * TILE + (own * 16 + r) * STRIDE + col + c;
-                    let pair = acc[2 * (2 * level + n) + half];
-                    tiles[to] = E::cast_from(pair.extract(0usize));
-                    tiles[to + 1] = E::cast_from(pair.extract(1usize));
-                }
-            }
+            let row = level * CHUNK + own * 16;
+            acc.index(level).store::<E>(&mut tiles, row, col, comptime!(spec.stride()));
         }
         sync_cube();
 
@@ -154,16 +174,16 @@ pub(crate) fn gla_scan_intra_grad_kernel<
         for r in 0..GROUP {
             // the diagonal: a row with itself, without decay
             let row = group * GROUP + r;
-            let own = f32::cast_from(symmetric[row * wide + row]);
+            let own = f32::cast_from(symmetric[row * WIDE + row]) * scale;
             grads.q[r] = own * x.k[r];
             grads.k[r] = own * x.q[r];
             grads.gate[r] = f32::new(0.0);
         }
-        read_inner::<E>(&x, &tiles, at, &mut grads, 0usize);
-        read_inner::<E>(&x, &tiles, at + TILE, &mut grads, 1usize);
-        read_inner::<E>(&x, &tiles, at + 2 * TILE, &mut grads, 2usize);
-        let cross = comptime!(SLICE * GROUPS);
-        let own_sum = group * SLICE + channel;
+        read_inner::<E>(&x, &tiles, at, scale, &mut grads, 0usize, spec);
+        read_inner::<E>(&x, &tiles, at + tile, scale, &mut grads, 1usize, spec);
+        read_inner::<E>(&x, &tiles, at + 2 * tile, scale, &mut grads, 2usize, spec);
+        let cross = comptime!(slice_len * GROUPS);
+        let own_sum = group * slice_len + channel;
         let mut sent = Sent { q: Array::new(GROUP), k: Array::new(GROUP) };
         // through the state: the whole chunk is the half
         let mut sum_q = f32::new(0.0);
@@ -189,21 +209,22 @@ pub(crate) fn gla_scan_intra_grad_kernel<
                 sum_k += x.k[r] * x.tail[r] * sent.k[r];
             }
         }
-        read_outer::<E>(&x, one, &tiles, at + 3 * TILE, &mut sent, 3usize);
-        sums[own_sum] =
-            read_outer::<E>(&x, beyond.level4, &tiles, at + 4 * TILE, &mut sent, 4usize);
+        read_outer::<E>(&x, scale, &tiles, at + 3 * tile, &mut sent, 3usize, spec);
+        let level4 = scale * beyond.level4;
+        sums[own_sum] = read_outer::<E>(&x, level4, &tiles, at + 4 * tile, &mut sent, 4usize, spec);
+        let level5 = scale * beyond.level5;
         sums[cross + own_sum] =
-            read_outer::<E>(&x, beyond.level5, &tiles, at + 5 * TILE, &mut sent, 5usize);
+            read_outer::<E>(&x, level5, &tiles, at + 5 * tile, &mut sent, 5usize, spec);
         add_sent(&x, &sent, &mut grads);
         sums[2 * cross + own_sum] = sum_q;
         sums[3 * cross + own_sum] = sum_k;
         sync_cube();
 
-        let mut common = neighbour_adds(&sums[0..cross]);
-        let level5 = load_around(&sums[cross..2 * cross]);
-        common += select(is_query(5usize), level5.later, level5.earlier);
-        common += load_around(&sums[2 * cross..3 * cross]).all_later;
-        common += load_around(&sums[3 * cross..4 * cross]).all_earlier;
+        let mut common = neighbour_adds(&sums[0..cross], spec);
+        let level5 = load_around(&sums[cross..2 * cross], spec);
+        common += select(is_query(5usize, spec), level5.later, level5.earlier);
+        common += load_around(&sums[2 * cross..3 * cross], spec).all_later;
+        common += load_around(&sums[3 * cross..4 * cross], spec).all_earlier;
         let mut product = f32::new(0.0);
         #[unroll]
         for share in 0..shares {
@@ -224,9 +245,8 @@ pub(crate) fn gla_scan_intra_grad_kernel<
     }
 }
 
-/// `scale do v^T`, below and on the diagonal, and its mirror image above.
+/// `do v^T`, below and on the diagonal, and its mirror image above.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 fn score_gradients<E: Float, N: Size>(
     v: &[Vector<E, N>],
     d_o: &[Vector<E, N>],
@@ -234,79 +254,70 @@ fn score_gradients<E: Float, N: Size>(
     symmetric: &mut [E],
     rows: &ChunkRows,
     head: usize,
-    scale: f32,
-    #[comptime] dims: Dims,
+    #[comptime] spec: ChunkSpec,
 ) {
-    let plane = UNIT_POS as usize / 32;
-    let from_do = comptime!(Stage::slice(dims, dims.heads, dims.value_dim, CHUNK_UNITS));
-    let from_v = comptime!(Stage::slice(dims, dims.kv_heads, dims.value_dim, CHUNK_UNITS));
-    let acc = row_products::<E, N>(d_o, v, tiles, rows, head, from_do, from_v);
-    if plane < PLANES {
-        let (t, s) = lower_tile(plane);
-        #[unroll]
-        for n in 0..2usize {
-            #[unroll]
-            for half in 0..2usize {
-                let (r, c) = accumulator_position(n, half);
-                #[unroll]
-                for e in 0..2usize {
-                    let (row, col) = (t * 16 + r, s * 16 + c + e);
-                    if row >= col {
-                        let value = E::cast_from(acc[2 * n + half].extract(e) * scale);
-                        symmetric[row * comptime!(CHUNK + 8) + col] = value;
-                        symmetric[col * comptime!(CHUNK + 8) + row] = value;
-                    }
-                }
-            }
+    let (dims, planes) = comptime!((spec.dims, spec.planes()));
+    let from_do = comptime!(Stage::slice(spec, dims.heads, dims.value_dim, spec.units()));
+    let from_v = comptime!(Stage::slice(spec, dims.kv_heads, dims.value_dim, spec.units()));
+    let acc = row_products::<E, N>(d_o, v, tiles, rows, head, from_do, from_v, spec);
+    #[unroll]
+    for round in 0..comptime!(PLANES.div_ceil(planes)) {
+        let own = UNIT_POS as usize / 32 + round * planes;
+        if own < PLANES {
+            let (t, s) = lower_tile(own);
+            acc.index(round).store::<E>(symmetric, t * 16, s * 16, WIDE);
+        }
+    }
+    sync_cube();
+    for at in range_stepped(UNIT_POS as usize, comptime!(CHUNK * CHUNK), spec.units()) {
+        let (row, col) = (at / CHUNK, at % CHUNK);
+        if row < col {
+            symmetric[row * WIDE + col] = symmetric[col * WIDE + row];
         }
     }
     sync_cube();
 }
 
-/// A diagonal block with all but one level masked.
+/// Diagonal block `own` of `symmetric` with all but one level masked, through the plane's own part of
+/// `scratch`.
 #[cube]
-fn of_level<E: Float>(block: &Quad<E>, #[comptime] level: usize) -> Quad<E> {
-    let lane = UNIT_POS_PLANE as usize;
-    let mut left = Array::<Pair<E>>::new(4usize);
-    let zero = Pair::<E>::new(E::from_int(0));
-    if comptime!(level == 3) {
-        left[0] = zero;
-        left[1] = block[1];
-        left[2] = block[2];
-        left[3] = zero;
-    } else {
+fn through_memory<E: Float>(
+    symmetric: &[E],
+    scratch: &mut [E],
+    own: usize,
+    #[comptime] level: usize,
+) -> Left<E> {
+    let first = (UNIT_POS as usize / 32) * 16;
+    #[unroll]
+    for i in 0..4usize {
+        let (row, col) = pair_position(i);
         #[unroll]
-        for i in 0..4usize {
-            if comptime!(i == 0 || i == 3) {
-                let mut pair = Pair::<E>::empty();
-                #[unroll]
-                for e in 0..2usize {
-                    let x = (lane / 4) ^ (2 * (lane % 4) + e);
-                    let keep = x >= comptime!(1usize << level) && x < comptime!(2usize << level);
-                    pair.insert(e, select(keep, block[i].extract(e), E::from_int(0)));
-                }
-                left[i] = pair;
-            } else {
-                left[i] = zero;
-            }
+        for e in 0..2usize {
+            let value = symmetric[(own * 16 + row) * WIDE + own * 16 + col + e];
+            let keep = is_of_level(row, col + e, level);
+            scratch[(first + row) * MASKED + col + e] = select(keep, value, E::from_int(0));
         }
     }
+    sync_plane();
+    let by = comptime!(Instruction::Cmma);
+    let left = Left::<E>::load(scratch.as_vectorized(), first, 0usize, MASKED, false, by);
+    sync_plane();
     left
 }
 
-/// Adds `left` times 16 rows and 16 channels of a level to the level's two accumulator tiles.
+/// Adds `left` times 16 rows and 16 channels of a level to the level's accumulator.
 #[cube]
 fn send<E: Float>(
-    left: &Quad<E>,
+    left: &Left<E>,
     tiles: &[E],
     level: usize,
     block: usize,
     col: usize,
-    acc: &mut Array<Pair<f32>>,
+    acc: &mut Acc,
+    #[comptime] spec: ChunkSpec,
 ) {
-    let quad = load_quad::<E>(tiles, level * CHUNK + block * 16, col, STRIDE, true);
-    let r0 = right_of_transposed::<E>(&quad, 0usize);
-    let r1 = right_of_transposed::<E>(&quad, 1usize);
-    multiply::<E>(left, &r0, acc, 2 * level);
-    multiply::<E>(left, &r1, acc, 2 * level + 1);
+    let (stride, by) = comptime!((spec.stride(), spec.instruction));
+    let row = level * CHUNK + block * 16;
+    let right = Right::<E>::load(tiles.as_vectorized(), row, col, stride, false, by);
+    multiply::<E>(left, &right, acc);
 }

@@ -6,11 +6,9 @@ use cubecl::server::Handle;
 
 use super::plan::KeyScratch;
 use super::walk_spec::{Decay, Intra, ROWS_LEN, WalkShape, WalkSpec};
-use super::{
-    CHUNK, CHUNK_UNITS, ChunkSpec, combine, intra_grad, padded, prepare, row_gate, scores, walk,
-};
+use super::{CHUNK, ChunkSpec, combine, intra_grad, padded, prepare, row_gate, scores, walk};
 use crate::launch::{Launcher, arg, cubes};
-use crate::{ScanBlueprint, Segments};
+use crate::{Instruction, ScanBlueprint, Segments};
 
 /// What `prepare` or `scores` makes of a call.
 pub(crate) struct Prepared {
@@ -65,7 +63,7 @@ impl Launcher<'_, ScanBlueprint> {
     }
 
     fn chunk_spec(&self) -> ChunkSpec {
-        ChunkSpec { dims: self.problem.dims, padded: self.padded() }
+        ChunkSpec { dims: self.problem.dims, instruction: self.blueprint.instruction }
     }
 
     /// The lines of the call.
@@ -89,7 +87,13 @@ impl Launcher<'_, ScanBlueprint> {
     pub fn shape(&self, lines: &Lines, ends: &Ends, reversed: bool) -> WalkShape {
         WalkShape {
             has_start: ends.start.is_some(),
-            ..WalkShape::new(self.problem.dims, &self.limits, lines.count, reversed)
+            ..WalkShape::new(
+                self.problem.dims,
+                self.blueprint.instruction,
+                &self.limits,
+                lines.count,
+                reversed,
+            )
         }
     }
 
@@ -204,7 +208,7 @@ impl Launcher<'_, ScanBlueprint> {
         if tasks == 0 {
             return made;
         }
-        let (deep, wide) = (vector(dims.key_dim), vector(dims.value_dim));
+        let (deep, wide) = (self.vector(dims.key_dim), self.vector(dims.value_dim));
         let [v, d_o] = match grads {
             Some([v, d_o]) => [
                 arg(v, rows * dims.kv_heads * dims.value_dim / wide),
@@ -233,7 +237,7 @@ impl Launcher<'_, ScanBlueprint> {
                 self.problem.num_sequences(),
                 tasks,
                 self.problem.scale,
-                dims,
+                self.chunk_spec(),
                 backward,
                 self.types(),
             );
@@ -295,7 +299,7 @@ impl Launcher<'_, ScanBlueprint> {
             prepare::gla_prepare_kernel::launch_unchecked(
                 self.client,
                 cubes(tasks, &self.limits),
-                CubeDim::new_1d(CHUNK_UNITS as u32),
+                CubeDim::new_1d(self.chunk_spec().units() as u32),
                 arg(q, self.row_heads() * dims.key_dim),
                 arg(k, self.problem.rows() * dims.kv_heads * dims.key_dim),
                 self.gate(),
@@ -322,7 +326,8 @@ impl Launcher<'_, ScanBlueprint> {
             return;
         }
         let rows = self.problem.rows();
-        let (deep, wide) = (vector(spec.depth_width), vector(spec.width));
+        let (deep, wide) = (self.vector(spec.depth_width), self.vector(spec.width));
+        let across = self.vector(CHUNK);
         let pair = if spec.by_channel() { 1 } else { wide.min(2) };
         let none = || self.table();
         let trace = match walk.trace {
@@ -352,6 +357,7 @@ impl Launcher<'_, ScanBlueprint> {
                 CubeDim::new_1d(spec.units() as u32),
                 deep,
                 wide,
+                across,
                 pair,
                 read(walk.left, rows * spec.left_heads * spec.depth_width / deep),
                 read(walk.update, rows * spec.update_heads * spec.depth_width / deep),
@@ -359,7 +365,7 @@ impl Launcher<'_, ScanBlueprint> {
                 self.decays(walk.decays),
                 match spec.intra {
                     Intra::None => none(),
-                    _ => read(walk.intra, self.row_heads() * CHUNK / 8),
+                    _ => read(walk.intra, self.row_heads() * CHUNK / across),
                 },
                 probe,
                 walk.ends.start.as_ref().map_or_else(none, |start| arg(start, ends_len)),
@@ -398,14 +404,14 @@ impl Launcher<'_, ScanBlueprint> {
             return;
         }
         let (rows, row_heads) = (self.problem.rows(), self.row_heads());
-        let wide = vector(dims.value_dim);
+        let wide = self.vector(dims.value_dim);
         let state_len = walked.out_len(rows, self.num_chunks);
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
             intra_grad::gla_scan_intra_grad_kernel::launch_unchecked(
                 self.client,
                 cubes(tasks, &self.limits),
-                CubeDim::new_1d(CHUNK_UNITS as u32),
+                CubeDim::new_1d(self.chunk_spec().units() as u32),
                 wide,
                 arg(q, row_heads * dims.key_dim),
                 arg(k, rows * dims.kv_heads * dims.key_dim),
@@ -430,9 +436,14 @@ impl Launcher<'_, ScanBlueprint> {
             );
         }
     }
-}
 
-/// Elements read at once: as many as divide the width, 16 bytes at most.
-fn vector(width: usize) -> usize {
-    [8, 4, 2].into_iter().find(|n| width.is_multiple_of(*n)).unwrap_or(1)
+    /// Elements read at once: as many as divide the width, 16 bytes at most. Matrices of a plane are
+    /// loaded from vectors of four; with others, element by element.
+    fn vector(&self, width: usize) -> usize {
+        let sizes: &[usize] = match self.blueprint.instruction {
+            Instruction::Cmma => &[4],
+            _ => &[8, 4, 2],
+        };
+        sizes.iter().copied().find(|n| width.is_multiple_of(*n)).unwrap_or(1)
+    }
 }

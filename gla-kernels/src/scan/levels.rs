@@ -11,8 +11,7 @@
 
 use cubecl::prelude::*;
 
-use super::{GROUP, SLICE, STRIDE};
-use crate::Dims;
+use super::{ChunkSpec, GROUP};
 use crate::components::{ChunkRows, row_offset};
 
 /// A unit's rows of one channel, in registers.
@@ -55,9 +54,10 @@ pub(crate) fn fetch_columns<E: Float, G: Float>(
     rows: &ChunkRows,
     head: usize,
     i: usize,
-    #[comptime] dims: Dims,
+    #[comptime] spec: ChunkSpec,
 ) {
-    let first = (UNIT_POS as usize / SLICE) * GROUP;
+    let dims = comptime!(spec.dims);
+    let first = group_of(spec) * GROUP;
     #[unroll]
     for r in 0..GROUP {
         let row = first + r;
@@ -78,9 +78,10 @@ pub(crate) fn columns_of<E: Float, G: Float>(
     rows: &ChunkRows,
     i: usize,
     scale: f32,
-    #[comptime] dims: Dims,
+    #[comptime] spec: ChunkSpec,
 ) -> Columns {
-    let first = (UNIT_POS as usize / SLICE) * GROUP;
+    let dims = comptime!(spec.dims);
+    let first = group_of(spec) * GROUP;
     let mut columns = Columns {
         q: Array::new(GROUP),
         k: Array::new(GROUP),
@@ -108,11 +109,16 @@ pub(crate) fn columns_of<E: Float, G: Float>(
     columns
 }
 
+/// The group of a unit.
+#[cube]
+pub(crate) fn group_of(#[comptime] spec: ChunkSpec) -> usize {
+    UNIT_POS as usize / spec.slice()
+}
+
 /// Whether a group is in the second half of its block at a level beyond the group: queries.
 #[cube]
-pub(crate) fn is_query(#[comptime] level: usize) -> bool {
-    let group = UNIT_POS as usize / SLICE;
-    group / comptime!((1usize << level) / GROUP) % 2 == 1
+pub(crate) fn is_query(#[comptime] level: usize, #[comptime] spec: ChunkSpec) -> bool {
+    group_of(spec) / comptime!((1usize << level) / GROUP) % 2 == 1
 }
 
 /// Decays between a group and what lies beyond it.
@@ -128,13 +134,13 @@ pub(crate) struct Beyond {
     pub after: f32,
 }
 
-/// `totals`: the decay of each group, `[8, SLICE]`.
+/// `totals`: the decay of each group, `[8, slice]`.
 #[cube]
-pub(crate) fn load_beyond(totals: &[f32]) -> Beyond {
-    let group = UNIT_POS as usize / SLICE;
+pub(crate) fn load_beyond(totals: &[f32], #[comptime] spec: ChunkSpec) -> Beyond {
+    let group = group_of(spec);
     let one = f32::new(1.0);
-    let own = of_half(totals, group / 4);
-    let other = of_half(totals, 1 - group / 4);
+    let own = of_half(totals, group / 4, spec);
+    let other = of_half(totals, 1 - group / 4, spec);
     let place = group % 4;
     let before = select(place > 0, own[0], one)
         * select(place > 1, own[1], one)
@@ -143,7 +149,7 @@ pub(crate) fn load_beyond(totals: &[f32]) -> Beyond {
         * select(place < 2, own[2], one)
         * select(place < 3, own[3], one);
     let others = (other[0] * other[1]) * (other[2] * other[3]);
-    let neighbour = totals[(group ^ 1) * SLICE + UNIT_POS as usize % SLICE];
+    let neighbour = totals[beside(spec)];
     let second = group >= 4;
     Beyond {
         level4: select(group / 2 % 2 == group % 2, neighbour, one),
@@ -153,19 +159,25 @@ pub(crate) fn load_beyond(totals: &[f32]) -> Beyond {
     }
 }
 
-/// The values of the first or second four groups, of `[8, SLICE]`.
+/// Where the other group of the same 16 rows has its value of `[8, slice]`.
 #[cube]
-fn of_half(values: &[f32], half: usize) -> Array<f32> {
-    let channel = UNIT_POS as usize % SLICE;
+fn beside(#[comptime] spec: ChunkSpec) -> usize {
+    (group_of(spec) ^ 1) * spec.slice() + UNIT_POS as usize % spec.slice()
+}
+
+/// The values of the first or second four groups, of `[8, slice]`.
+#[cube]
+fn of_half(values: &[f32], half: usize, #[comptime] spec: ChunkSpec) -> Array<f32> {
+    let channel = UNIT_POS as usize % spec.slice();
     let mut four = Array::<f32>::new(4usize);
     #[unroll]
     for n in 0..4usize {
-        four[n] = values[(4 * half + n) * SLICE + channel];
+        four[n] = values[(4 * half + n) * spec.slice() + channel];
     }
     four
 }
 
-/// What the other groups add to every row of this one, of their sums `[8, SLICE]` of a level or of
+/// What the other groups add to every row of this one, of their sums `[8, slice]` of a level or of
 /// the state's shares: in the same half those after it (queries), or those before it (keys).
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Around {
@@ -178,11 +190,11 @@ pub(crate) struct Around {
 }
 
 #[cube]
-pub(crate) fn load_around(sums: &[f32]) -> Around {
-    let group = UNIT_POS as usize / SLICE;
+pub(crate) fn load_around(sums: &[f32], #[comptime] spec: ChunkSpec) -> Around {
+    let group = group_of(spec);
     let zero = f32::new(0.0);
-    let own = of_half(sums, group / 4);
-    let other = of_half(sums, 1 - group / 4);
+    let own = of_half(sums, group / 4, spec);
+    let other = of_half(sums, 1 - group / 4, spec);
     let place = group % 4;
     let earlier = select(place > 0, own[0], zero)
         + select(place > 1, own[1], zero)
@@ -202,9 +214,9 @@ pub(crate) fn load_around(sums: &[f32]) -> Around {
 
 /// The other group of the half at level 4.
 #[cube]
-pub(crate) fn neighbour_adds(sums: &[f32]) -> f32 {
-    let group = UNIT_POS as usize / SLICE;
-    let sum = sums[(group ^ 1) * SLICE + UNIT_POS as usize % SLICE];
+pub(crate) fn neighbour_adds(sums: &[f32], #[comptime] spec: ChunkSpec) -> f32 {
+    let group = group_of(spec);
+    let sum = sums[beside(spec)];
     select(group / 2 % 2 != group % 2, sum, f32::new(0.0))
 }
 
@@ -216,6 +228,7 @@ pub(crate) fn write_inner<E: Float>(
     out: &mut [E],
     at: usize,
     #[comptime] level: usize,
+    #[comptime] spec: ChunkSpec,
 ) {
     let half = comptime!(1usize << level);
     #[unroll]
@@ -224,7 +237,7 @@ pub(crate) fn write_inner<E: Float>(
         #[unroll]
         for step in 0..half {
             let r = block * (2 * half) + (half - 1 - step);
-            out[at + r * STRIDE] = E::cast_from(x.k[r] * w);
+            out[at + r * spec.stride()] = E::cast_from(x.k[r] * w);
             w *= x.decay[r];
         }
         let mut w = f32::new(1.0);
@@ -232,7 +245,7 @@ pub(crate) fn write_inner<E: Float>(
         for step in 0..half {
             let r = block * (2 * half) + half + step;
             w *= x.decay[r];
-            out[at + r * STRIDE] = E::cast_from(x.q[r] * w);
+            out[at + r * spec.stride()] = E::cast_from(x.q[r] * w);
         }
     }
 }
@@ -245,25 +258,19 @@ pub(crate) fn write_outer<E: Float>(
     out: &mut [E],
     at: usize,
     #[comptime] level: usize,
+    #[comptime] spec: ChunkSpec,
 ) {
-    if is_query(level) {
+    if is_query(level, spec) {
         #[unroll]
         for r in 0..GROUP {
-            out[at + r * STRIDE] = E::cast_from(x.q[r] * x.head[r] * beyond);
+            out[at + r * spec.stride()] = E::cast_from(x.q[r] * x.head[r] * beyond);
         }
     } else {
         #[unroll]
         for r in 0..GROUP {
-            out[at + r * STRIDE] = E::cast_from(x.k[r] * x.tail[r] * beyond);
+            out[at + r * spec.stride()] = E::cast_from(x.k[r] * x.tail[r] * beyond);
         }
     }
-}
-
-/// Row and first column, in its 16 x 16 block, of pair `half` of accumulator tile `n`.
-#[cube]
-pub(crate) fn accumulator_position(n: usize, half: usize) -> (usize, usize) {
-    let lane = UNIT_POS_PLANE as usize;
-    (lane / 4 + 8 * half, 8 * n + 2 * (lane % 4))
 }
 
 /// Shares of a unit's rows in the gradients.
@@ -274,35 +281,37 @@ pub(crate) struct Grads {
     pub gate: Column,
 }
 
-/// The shares of a level inside a group, see the module.
+/// The shares of a level inside a group, see the module; what is sent is times `scale`.
 #[cube]
 pub(crate) fn read_inner<E: Float>(
     x: &Columns,
     sent: &[E],
     at: usize,
+    scale: f32,
     grads: &mut Grads,
     #[comptime] level: usize,
+    #[comptime] spec: ChunkSpec,
 ) {
     let half = comptime!(1usize << level);
     #[unroll]
     for block in 0..comptime!(GROUP >> (level + 1)) {
         let first = block * (2 * half);
         let mut u = Array::<f32>::new(comptime!(2 * half));
-        let mut w = f32::new(1.0);
+        let mut w = scale;
         #[unroll]
         for step in 0..half {
             let n = half - 1 - step;
-            let share = w * f32::cast_from(sent[at + (first + n) * STRIDE]);
+            let share = w * f32::cast_from(sent[at + (first + n) * spec.stride()]);
             w *= x.decay[first + n];
             grads.k[first + n] += share;
             u[n] = share * x.k[first + n];
         }
-        let mut w = f32::new(1.0);
+        let mut w = scale;
         #[unroll]
         for step in 0..half {
             let n = half + step;
             w *= x.decay[first + n];
-            let share = w * f32::cast_from(sent[at + (first + n) * STRIDE]);
+            let share = w * f32::cast_from(sent[at + (first + n) * spec.stride()]);
             grads.q[first + n] += share;
             u[n] = share * x.q[first + n];
         }
@@ -337,19 +346,20 @@ pub(crate) fn read_outer<E: Float>(
     at: usize,
     sent: &mut Sent,
     #[comptime] level: usize,
+    #[comptime] spec: ChunkSpec,
 ) -> f32 {
     let mut sum = f32::new(0.0);
-    if is_query(level) {
+    if is_query(level, spec) {
         #[unroll]
         for r in 0..GROUP {
-            let share = beyond * f32::cast_from(tile[at + r * STRIDE]);
+            let share = beyond * f32::cast_from(tile[at + r * spec.stride()]);
             sent.q[r] += share;
             sum += x.q[r] * x.head[r] * share;
         }
     } else {
         #[unroll]
         for r in 0..GROUP {
-            let share = beyond * f32::cast_from(tile[at + r * STRIDE]);
+            let share = beyond * f32::cast_from(tile[at + r * spec.stride()]);
             sent.k[r] += share;
             sum += x.k[r] * x.tail[r] * share;
         }

@@ -1,4 +1,4 @@
-//! The scan plan: states stay on chip, products run on tensor cores (`mma`).
+//! The scan plan: states stay on chip, products run on tensor cores.
 //!
 //! The kernels of the forward and the backward:
 //!
@@ -27,7 +27,7 @@ pub mod walk_spec;
 pub(crate) use plan::{backward, forward};
 use walk_spec::{WalkShape, WalkSpec};
 
-use crate::{DeviceLimits, Dims, GlaError, Problem, SCAN_CHUNK, ScanBlueprint};
+use crate::{DeviceLimits, Dims, GlaError, Instruction, Problem, SCAN_CHUNK, ScanBlueprint};
 
 /// Rows of a chunk.
 pub const CHUNK: usize = SCAN_CHUNK;
@@ -41,19 +41,6 @@ pub const GROUP: usize = 8;
 /// Groups of a chunk.
 pub const GROUPS: usize = CHUNK / GROUP;
 
-/// Channels that the kernels of a chunk take at once.
-pub const SLICE: usize = 64;
-
-/// Units of the kernels of a chunk: one for each channel of a slice and each group.
-pub const CHUNK_UNITS: usize = SLICE * GROUPS;
-
-/// Row stride of a slice in shared memory: 16 bytes more than the slice, so that the eight rows of
-/// a matrix load lie in different banks.
-pub const STRIDE: usize = SLICE + 8;
-
-/// Elements of one `[CHUNK, SLICE]` tile in shared memory.
-pub const TILE: usize = CHUNK * STRIDE;
-
 /// Storage buffers that the largest kernel binds, its metadata included.
 pub const BINDINGS: usize = 14;
 
@@ -63,18 +50,22 @@ pub(crate) fn padded(dims: Dims) -> usize {
 }
 
 /// Checks that the device has room for the kernels.
-pub(crate) fn validate(dims: Dims, limits: &DeviceLimits) -> Result<(), GlaError> {
-    let shape = WalkShape::new(dims, limits, 1, true);
+pub(crate) fn validate(
+    dims: Dims,
+    instruction: Instruction,
+    limits: &DeviceLimits,
+) -> Result<(), GlaError> {
+    let shape = WalkShape::new(dims, instruction, limits, 1, true);
     let [values, keys, state] =
         [WalkSpec::values(shape), WalkSpec::keys(shape), WalkSpec::state(shape)];
-    let sums = 4 * (1 + intra_grad::CROSSING) * SLICE * GROUPS;
+    let spec = ChunkSpec { dims, instruction };
     let needs = [
-        ("prepare", 2 * 8 * TILE + 4 * SLICE * GROUPS, CHUNK_UNITS),
+        ("prepare", prepare::shared_memory(spec, 2), spec.units()),
         ("walk", values.shared_memory(2), values.units()),
         ("walk", keys.shared_memory(2), keys.units()),
         ("walk", state.shared_memory(2), state.units()),
-        ("intra_grad", 2 * (LEVELS * TILE + CHUNK * (CHUNK + 8)) + sums, CHUNK_UNITS),
-        ("scores", scores::shared_memory(2), scores::UNITS),
+        ("intra_grad", intra_grad::shared_memory(spec, 2), spec.units()),
+        ("scores", scores::shared_memory(spec, 2), scores::UNITS),
     ];
     for (kernel, requested, units) in needs {
         limits.check_shared_memory(kernel, requested)?;
@@ -85,8 +76,13 @@ pub(crate) fn validate(dims: Dims, limits: &DeviceLimits) -> Result<(), GlaError
 
 /// Bytes of shared memory of the largest walk for so many lines.
 #[cfg(test)]
-pub(crate) fn largest_walk(dims: Dims, count: usize, limits: &DeviceLimits) -> usize {
-    let shape = |reversed| WalkShape::new(dims, limits, count, reversed);
+pub(crate) fn largest_walk(
+    dims: Dims,
+    count: usize,
+    instruction: Instruction,
+    limits: &DeviceLimits,
+) -> usize {
+    let shape = |reversed| WalkShape::new(dims, instruction, limits, count, reversed);
     [false, true]
         .into_iter()
         .flat_map(|reversed| {
@@ -107,7 +103,9 @@ pub(crate) fn scratch(
     let dims = problem.dims;
     let chunks = problem.sequences.num_chunks(CHUNK);
     let segments = problem.sequences.num_chunks(CHUNK.saturating_mul(blueprint.segment));
-    let keys = WalkSpec::keys(WalkShape::new(dims, limits, segments, true));
+    let shape = WalkShape::new(dims, blueprint.instruction, limits, segments, true);
+    let (keys, values) = (WalkSpec::keys(shape), WalkSpec::values(shape));
+    let value_shares = if values.parts > 1 { values.out_len(problem.rows(), chunks) } else { 0 };
     let size = problem.dtype.size();
     let chunk_heads = chunks * dims.heads;
     vec![
@@ -115,6 +113,7 @@ pub(crate) fn scratch(
         ("the states between segments", segments * dims.heads * dims.key_dim * dims.value_dim, 4),
         ("the state gradients between chunks", 2 * chunk_heads * keys.trace_pairs(), size),
         ("shares of the key gradient", keys.out_len(problem.rows(), chunks), 4),
+        ("shares of the output", value_shares, 4),
     ]
 }
 
@@ -123,6 +122,43 @@ pub(crate) fn scratch(
 pub struct ChunkSpec {
     /// Heads, widths and gate kind.
     pub dims: Dims,
+    /// The tile instruction.
+    pub instruction: Instruction,
+}
+
+impl ChunkSpec {
     /// See [`padded`].
-    pub padded: usize,
+    pub fn padded(&self) -> usize {
+        padded(self.dims)
+    }
+
+    /// Channels that a cube takes at once: what Vulkan's devices have of shared memory holds half of
+    /// what CUDA's do.
+    pub const fn slice(&self) -> usize {
+        match self.instruction {
+            Instruction::Cmma => 32,
+            _ => 64,
+        }
+    }
+
+    /// Row stride of a slice in shared memory: 16 bytes more than the slice, so that the eight rows of
+    /// a matrix load lie in different banks.
+    pub const fn stride(&self) -> usize {
+        self.slice() + 8
+    }
+
+    /// Elements of one tile of a slice in shared memory.
+    pub const fn tile(&self) -> usize {
+        CHUNK * self.stride()
+    }
+
+    /// Units of a cube: one for each channel of a slice and each group.
+    pub const fn units(&self) -> usize {
+        self.slice() * GROUPS
+    }
+
+    /// Planes of a cube.
+    pub const fn planes(&self) -> usize {
+        self.units() / 32
+    }
 }

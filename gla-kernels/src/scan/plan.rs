@@ -16,22 +16,26 @@ pub(crate) fn forward(launcher: &Launcher<ScanBlueprint>, args: &ForwardArgs) {
     let lines = launcher.lines();
     let (start, end) = (args.initial_state.as_ref(), &args.final_state);
     let ends = launcher.ends(&made, &lines, false, [&made.kt, &args.v], start, end);
+    let spec = WalkSpec::values(launcher.shape(&lines, &ends, false));
+    let dims = launcher.problem.dims;
+    let (o, o_type) = launcher.shares(&args.o, dims.heads, dims.value_dim, spec.parts);
     launcher.walk(
         &lines,
         Walk {
-            spec: WalkSpec::values(launcher.shape(&lines, &ends, false)),
+            spec,
             left: &made.qt,
             update: &made.kt,
             right: &args.v,
             decays: &made.decays,
             intra: &made.pairs,
             ends: &ends,
-            out: (&args.o, launcher.problem.dtype),
+            out: (&o, o_type),
             dots: None,
             trace: None,
             products: None,
         },
     );
+    launcher.sum_shares(&o, &args.o, dims.heads, dims.value_dim, spec.parts);
 }
 
 /// 1. `prepare` or `scores` again.
@@ -49,11 +53,12 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
 
     let (start, end) = (args.d_final.as_ref(), &args.dh0);
     let ends = launcher.ends(&made, &lines, true, [&made.qt, d_o], start, end);
-    let (dv, dv_type) = launcher.shares(&args.dv, dims.kv_heads, dims.value_dim, 1);
+    let spec = WalkSpec::values(launcher.shape(&lines, &ends, true));
+    let (dv, dv_type) = launcher.shares(&args.dv, dims.kv_heads, dims.value_dim, spec.parts);
     launcher.walk(
         &lines,
         Walk {
-            spec: WalkSpec::values(launcher.shape(&lines, &ends, true)),
+            spec,
             left: &made.kt,
             update: &made.qt,
             right: d_o,
@@ -66,7 +71,7 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
             products: None,
         },
     );
-    launcher.sum_shares(&dv, &args.dv, dims.kv_heads, dims.value_dim, 1);
+    launcher.sum_shares(&dv, &args.dv, dims.kv_heads, dims.value_dim, spec.parts);
 
     let f32_type = f32::elem_type_native();
     let keys = WalkSpec::keys(launcher.shape(&lines, &ends, true));

@@ -8,16 +8,35 @@
 //!
 //! A unit owns 8 rows of one channel and writes the levels (see [`super::levels`]); then planes multiply
 //! them. Of the four 16 x 16 tiles on the diagonal, one plane has levels 0 and 1, one levels 2 and 3,
-//! one the diagonal itself; the six tiles below are those of levels 4 and 5.
+//! one the diagonal itself; the six tiles below are those of levels 4 and 5. In the end each element of
+//! `A` is taken from the product that it is of.
 
 use cubecl::prelude::*;
 
 use super::levels::{
-    Columns, accumulator_position, columns_of, fetch_columns, load_beyond, nothing_fetched,
-    write_inner, write_outer,
+    Columns, columns_of, fetch_columns, group_of, load_beyond, nothing_fetched, write_inner,
+    write_outer,
 };
-use super::{CHUNK, ChunkSpec, GROUP, GROUPS, SLICE, STRIDE, TILE};
-use crate::components::{Pair, chunk_rows, load_quad, multiply, right_of_plain, zero_tiles};
+use super::scores::{PLANES, lower_tile};
+use super::{CHUNK, ChunkSpec, GROUP, GROUPS};
+use crate::components::{Acc, Left, Right, chunk_rows, multiply};
+
+/// Tiles: the six levels, the queries, the keys.
+const TILES: usize = 8;
+
+/// Pairs of products.
+const WORKS: usize = 16;
+
+/// Row stride of a product in shared memory.
+const PRODUCT_STRIDE: usize = 24;
+
+/// Elements of a product in shared memory.
+const PRODUCT: usize = 16 * PRODUCT_STRIDE;
+
+/// Bytes of shared memory for elements of `size` bytes.
+pub const fn shared_memory(spec: ChunkSpec, size: usize) -> usize {
+    size * TILES * spec.tile() + 4 * spec.slice() * GROUPS
+}
 
 /// * `q`: `[rows, H, K]`, `k`: `[rows, Hk, K]`
 /// * `qt`, `kt`: out, `[rows, H, padded]`; `decays`: out, `[chunks, H, padded]`
@@ -40,7 +59,8 @@ pub(crate) fn gla_prepare_kernel<E: Float, G: Float>(
     #[define(E, G)] _dtypes: [ElemType; 2],
 ) {
     let dims = comptime!(spec.dims);
-    let padded = comptime!(spec.padded);
+    let by = comptime!(spec.instruction);
+    let (padded, slice_len, tile) = comptime!((spec.padded(), spec.slice(), spec.tile()));
     let task = CUBE_POS;
     if task >= tasks {
         terminate!();
@@ -50,37 +70,41 @@ pub(crate) fn gla_prepare_kernel<E: Float, G: Float>(
     let rows = chunk_rows(table, num_sequences, chunk);
 
     let unit = UNIT_POS as usize;
-    let channel = unit % SLICE;
-    let group = unit / SLICE;
+    let plane = unit / 32;
+    let channel = unit % slice_len;
+    let group = group_of(spec);
 
-    // tiles 0 to 5: the levels; 6: queries, 7: keys
-    let mut tiles = Shared::<[E]>::new_aligned_slice(comptime!(8 * TILE), 16usize);
-    let mut totals = Shared::<[f32]>::new_slice(comptime!(SLICE * GROUPS));
+    let mut tiles = Shared::<[E]>::new_aligned_slice(comptime!(TILES * tile), 16usize);
+    let mut totals = Shared::<[f32]>::new_slice(comptime!(slice_len * GROUPS));
 
-    let work = work_of(unit / 32);
-    let mut acc = zero_tiles(4usize);
+    let rounds = comptime!(WORKS / spec.planes());
+    let mut sums = Sequence::<Acc>::new();
+    #[unroll]
+    for _n in 0..comptime!(2 * rounds) {
+        sums.push(Acc::zero(by));
+    }
     let mut fetched = nothing_fetched::<E, G>();
-    fetch_columns::<E, G>(q, k, gate, &mut fetched, &rows, head, channel, dims);
-    for slice in 0..comptime!(padded.div_ceil(SLICE)) {
-        let i = slice * SLICE + channel;
-        let x = columns_of::<E, G>(&fetched, &rows, i, scale, dims);
+    fetch_columns::<E, G>(q, k, gate, &mut fetched, &rows, head, channel, spec);
+    for slice in 0..comptime!(padded.div_ceil(slice_len)) {
+        let i = slice * slice_len + channel;
+        let x = columns_of::<E, G>(&fetched, &rows, i, scale, spec);
         let total = x.head[GROUP - 1];
-        totals[group * SLICE + channel] = total;
-        let at = group * comptime!(GROUP * STRIDE) + channel;
-        write_inner::<E>(&x, &mut tiles, at, 0usize);
-        write_inner::<E>(&x, &mut tiles, at + TILE, 1usize);
-        write_inner::<E>(&x, &mut tiles, at + 2 * TILE, 2usize);
+        totals[group * slice_len + channel] = total;
+        let at = group * comptime!(GROUP * spec.stride()) + channel;
+        write_inner::<E>(&x, &mut tiles, at, 0usize, spec);
+        write_inner::<E>(&x, &mut tiles, at + tile, 1usize, spec);
+        write_inner::<E>(&x, &mut tiles, at + 2 * tile, 2usize, spec);
         #[unroll]
         for r in 0..GROUP {
-            tiles[at + 6 * TILE + r * STRIDE] = E::cast_from(x.q[r]);
-            tiles[at + 7 * TILE + r * STRIDE] = E::cast_from(x.k[r]);
+            tiles[at + 6 * tile + r * spec.stride()] = E::cast_from(x.q[r]);
+            tiles[at + 7 * tile + r * spec.stride()] = E::cast_from(x.k[r]);
         }
         sync_cube();
 
-        let beyond = load_beyond(&totals);
-        write_outer::<E>(&x, f32::new(1.0), &mut tiles, at + 3 * TILE, 3usize);
-        write_outer::<E>(&x, beyond.level4, &mut tiles, at + 4 * TILE, 4usize);
-        write_outer::<E>(&x, beyond.level5, &mut tiles, at + 5 * TILE, 5usize);
+        let beyond = load_beyond(&totals, spec);
+        write_outer::<E>(&x, f32::new(1.0), &mut tiles, at + 3 * tile, 3usize, spec);
+        write_outer::<E>(&x, beyond.level4, &mut tiles, at + 4 * tile, 4usize, spec);
+        write_outer::<E>(&x, beyond.level5, &mut tiles, at + 5 * tile, 5usize, spec);
         if i < padded {
             let row = rows.start + group * GROUP;
             let to = (row * dims.heads + head) * padded + i;
@@ -92,57 +116,39 @@ pub(crate) fn gla_prepare_kernel<E: Float, G: Float>(
         sync_cube();
 
         // of the next slice, while this one's products run; past the last nobody uses it
-        fetch_columns::<E, G>(q, k, gate, &mut fetched, &rows, head, i + SLICE, dims);
+        fetch_columns::<E, G>(q, k, gate, &mut fetched, &rows, head, i + slice_len, spec);
         #[unroll]
-        for j in 0..comptime!(SLICE / 16) {
-            add_product::<E>(&tiles, &work.first, j, &mut acc, 0usize);
-            if work.has_second {
-                add_product::<E>(&tiles, &work.second, j, &mut acc, 2usize);
+        for round in 0..rounds {
+            let work = work_of(plane + round * spec.planes());
+            #[unroll]
+            for j in 0..comptime!(slice_len / 16) {
+                add_product::<E>(&tiles, &work.first, j, sums.index_mut(2 * round), spec);
+                if work.has_second {
+                    add_product::<E>(&tiles, &work.second, j, sums.index_mut(2 * round + 1), spec);
+                }
             }
         }
         sync_cube();
     }
 
-    store_product::<E>(a, &work.first, &acc, 0usize, rows.start, rows.len, head, dims.heads);
-    if work.has_second {
-        store_product::<E>(a, &work.second, &acc, 2usize, rows.start, rows.len, head, dims.heads);
-    }
-}
-
-/// Stores the elements that are the product's own: all of a tile below the diagonal, those of its
-/// level on it; the diagonal itself comes with the zeros above.
-#[cube]
-#[allow(clippy::too_many_arguments)]
-fn store_product<E: Float>(
-    a: &mut [E],
-    product: &Product,
-    acc: &Array<Pair<f32>>,
-    #[comptime] tile: usize,
-    start: usize,
-    len: usize,
-    head: usize,
-    #[comptime] heads: usize,
-) {
     #[unroll]
-    for n in 0..2usize {
+    for round in 0..rounds {
         #[unroll]
-        for half in 0..2usize {
-            let (r, c) = accumulator_position(n, half);
-            let row = product.t * 16 + r;
-            let to = ((start + row) * heads + head) * CHUNK + product.s * 16 + c;
-            #[unroll]
-            for e in 0..2usize {
-                let x = r ^ (c + e);
-                let diagonal = product.t == product.s;
-                let above = diagonal && c + e > r;
-                let own = !diagonal
-                    || (above && product.to == 1)
-                    || (!above && x >= product.from && x < product.to);
-                let value = select(above, f32::new(0.0), acc[2 * (tile + n) + half].extract(e));
-                if own && row < len {
-                    a[to + e] = E::cast_from(value);
-                }
-            }
+        for n in 0..2usize {
+            let row = (2 * (plane + round * spec.planes()) + n) * 16;
+            sums.index(2 * round + n).store::<E>(&mut tiles, row, 0usize, PRODUCT_STRIDE);
+        }
+    }
+    sync_cube();
+    for at in range_stepped(unit, comptime!(PLANES * 256), comptime!(spec.units())) {
+        let (t, s) = lower_tile(at / 256);
+        let (r, c) = (at / 16 % 16, at % 16);
+        let from = product_of(t, s, r ^ c) * PRODUCT + r * PRODUCT_STRIDE + c;
+        let zero = E::from_int(0);
+        let value = select(t == s && c > r, zero, tiles[from]);
+        let row = t * 16 + r;
+        if row < rows.len {
+            a[((rows.start + row) * dims.heads + head) * CHUNK + s * 16 + c] = value;
         }
     }
 }
@@ -158,13 +164,9 @@ struct Product {
     t: usize,
     /// Column block.
     s: usize,
-    /// On the diagonal, the elements that are this level's: row xor column from here
-    from: usize,
-    /// to here.
-    to: usize,
 }
 
-/// What a plane multiplies.
+/// A pair of products.
 #[derive(CubeType, Clone, Copy)]
 struct Work {
     first: Product,
@@ -173,9 +175,9 @@ struct Work {
 }
 
 #[cube]
-fn work_of(plane: usize) -> Work {
-    let kind = plane / 4;
-    let n = plane % 4;
+fn work_of(work: usize) -> Work {
+    let kind = work / 4;
+    let n = work % 4;
     // kinds 0 and 1: two levels of a diagonal tile each; 2: its diagonal; 3: below the diagonal
     let inner = kind < 2;
     let low = 2 * kind;
@@ -184,22 +186,32 @@ fn work_of(plane: usize) -> Work {
     let s = select(n == 1, 2usize, 0usize);
     let left = select(inner, low, select(kind == 2, 6usize, level));
     let right = select(inner, low, select(kind == 2, 7usize, level));
-    let from = select(inner, select(kind == 0, 1usize, 4usize), 0usize);
-    let to = select(inner, select(kind == 0, 2usize, 8usize), 1usize);
     let row = select(kind < 3, n, t);
     let column = select(kind < 3, n, s);
     Work {
-        first: Product { left, right, t: row, s: column, from, to },
+        first: Product { left, right, t: row, s: column },
         second: Product {
             left: select(inner, left + 1, left),
             right: select(inner, right + 1, right),
             t: row,
             s: select(inner, column, column + 1),
-            from: 2 * from,
-            to: 2 * to,
         },
         has_second: inner || (kind == 3 && n >= 2),
     }
+}
+
+/// The product that has an element of tile `(t, s)`: the first of work `n` is `2 n`, the second the
+/// next. `x`: the element's row xor its column.
+#[cube]
+fn product_of(t: usize, s: usize, x: usize) -> usize {
+    let level = select(x >= 2, 1usize, 0usize)
+        + select(x >= 4, 1usize, 0usize)
+        + select(x >= 8, 1usize, 0usize);
+    let on_diagonal = select(x == 0, 16 + 2 * t, 8 * (level / 2) + 2 * t + level % 2);
+    let of_level5 = 24 + 2 * t + s;
+    let of_level4 = select(t == 1, 24usize, 26usize);
+    let below = select(t >= 2 && s < 2, of_level5, of_level4);
+    select(t == s, on_diagonal, below)
 }
 
 #[cube]
@@ -207,15 +219,16 @@ fn add_product<E: Float>(
     tiles: &[E],
     product: &Product,
     j: usize,
-    acc: &mut Array<Pair<f32>>,
-    tile: usize,
+    acc: &mut Acc,
+    #[comptime] spec: ChunkSpec,
 ) {
-    let left = load_quad::<E>(tiles, product.left * CHUNK + product.t * 16, j * 16, STRIDE, false);
-    let quad = load_quad::<E>(tiles, product.right * CHUNK + product.s * 16, j * 16, STRIDE, false);
-    let r0 = right_of_plain::<E>(&quad, 0usize);
-    let r1 = right_of_plain::<E>(&quad, 1usize);
-    multiply::<E>(&left, &r0, acc, tile);
-    multiply::<E>(&left, &r1, acc, tile + 1);
+    let (stride, by) = comptime!((spec.stride(), spec.instruction));
+    let tiles = tiles.as_vectorized();
+    let left = product.left * CHUNK + product.t * 16;
+    let left = Left::<E>::load(tiles, left, j * 16, stride, false, by);
+    let right = product.right * CHUNK + product.s * 16;
+    let right = Right::<E>::load(tiles, right, j * 16, stride, true, by);
+    multiply::<E>(&left, &right, acc);
 }
 
 /// A unit's queries with their decay from the chunk's start (own gate included), and its keys with
@@ -232,8 +245,8 @@ fn write_edges<E: Float>(
     len: usize,
     #[comptime] spec: ChunkSpec,
 ) {
-    let stride = comptime!(spec.dims.heads * spec.padded);
-    let row0 = (UNIT_POS as usize / SLICE) * GROUP;
+    let stride = comptime!(spec.dims.heads * spec.padded());
+    let row0 = group_of(spec) * GROUP;
     #[unroll]
     for r in 0..GROUP {
         if row0 + r < len {

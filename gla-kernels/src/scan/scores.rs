@@ -13,16 +13,16 @@
 
 use cubecl::prelude::*;
 
-use super::levels::accumulator_position;
-use super::stage::{Stage, fetch, held, put};
+use super::stage::{Stage, fetch, held, put, put_elements};
 use super::walk_spec::{Decay, ROWS_LEN, TOTAL};
-use super::{CHUNK, LEVELS, SLICE, STRIDE, TILE};
-use crate::Dims;
+use super::{CHUNK, ChunkSpec, LEVELS};
+use crate::Instruction;
 use crate::components::{
-    ChunkRows, Pair, chunk_rows, decay_or_one, load_quad, multiply, right_of_plain, zero_tiles,
+    Acc, ChunkRows, Left, Right, Scratch, chunk_rows, decay_or_one, multiply, pair_position,
+    scratch_bytes, zero_pairs,
 };
 
-/// Planes that have a tile of the lower triangle.
+/// Planes that have a tile of the lower triangle: as many as it has.
 pub(crate) const PLANES: usize = 10;
 
 /// Units of a cube.
@@ -32,8 +32,9 @@ pub const UNITS: usize = 32 * PLANES;
 const PAIRS: usize = CHUNK + 1;
 
 /// Bytes of shared memory for elements of `size` bytes.
-pub const fn shared_memory(size: usize) -> usize {
-    size * 2 * TILE + 4 * ((LEVELS + 1) * CHUNK + CHUNK * PAIRS)
+pub const fn shared_memory(spec: ChunkSpec, size: usize) -> usize {
+    let floats = (LEVELS + 1) * CHUNK + CHUNK * PAIRS;
+    size * 2 * spec.tile() + 4 * floats + scratch_bytes(PLANES, 0, spec.instruction)
 }
 
 /// * `q`: `[rows, H, K]`, `k`: `[rows, Hk, K]`, `v`: `[rows, Hk, V]`, `d_o`: `[rows, H, V]`
@@ -56,10 +57,11 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size>(
     num_sequences: usize,
     tasks: usize,
     scale: f32,
-    #[comptime] dims: Dims,
+    #[comptime] spec: ChunkSpec,
     #[comptime] backward: bool,
     #[define(E, G)] _dtypes: [ElemType; 2],
 ) {
+    let dims = comptime!(spec.dims);
     let task = CUBE_POS;
     if task >= tasks {
         terminate!();
@@ -70,7 +72,8 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size>(
     let unit = UNIT_POS as usize;
     let gated = comptime!(Decay::of(dims.gate) == Decay::Rows);
 
-    let mut staged = Shared::<[E]>::new_aligned_slice(comptime!(2 * TILE), 16usize);
+    let mut staged = Shared::<[E]>::new_aligned_slice(comptime!(2 * spec.tile()), 16usize);
+    let mut scratch = Scratch::<E>::new(PLANES, false, comptime!(spec.instruction));
     let mut edges = Shared::<[f32]>::new_slice(comptime!(LEVELS * CHUNK));
     let mut own = Shared::<[f32]>::new_slice(CHUNK);
     let pairs_len = comptime!(if backward && gated { CHUNK * PAIRS } else { 1 });
@@ -97,43 +100,43 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size>(
         }
     }
 
-    let from_q = comptime!(Stage::slice(dims, dims.heads, dims.key_dim, UNITS));
-    let from_k = comptime!(Stage::slice(dims, dims.kv_heads, dims.key_dim, UNITS));
-    let acc = row_products::<E, N>(q, k, &mut staged, &rows, head, from_q, from_k);
-    let mut acc_grad = zero_tiles(2usize);
+    let from_q = comptime!(Stage::slice(spec, dims.heads, dims.key_dim, UNITS));
+    let from_k = comptime!(Stage::slice(spec, dims.kv_heads, dims.key_dim, UNITS));
+    let mut acc = zero_pairs(4usize);
+    let sums = row_products::<E, N>(q, k, &mut staged, &rows, head, from_q, from_k, spec);
+    sums.index(0usize).add_to::<E>(&mut acc, 0usize, &mut scratch);
+    let mut acc_grad = zero_pairs(4usize);
     if comptime!(backward) {
-        let from_do = comptime!(Stage::slice(dims, dims.heads, dims.value_dim, UNITS));
-        let from_v = comptime!(Stage::slice(dims, dims.kv_heads, dims.value_dim, UNITS));
-        acc_grad = row_products::<E, M>(d_o, v, &mut staged, &rows, head, from_do, from_v);
+        let from_do = comptime!(Stage::slice(spec, dims.heads, dims.value_dim, UNITS));
+        let from_v = comptime!(Stage::slice(spec, dims.kv_heads, dims.value_dim, UNITS));
+        let sums = row_products::<E, M>(d_o, v, &mut staged, &rows, head, from_do, from_v, spec);
+        sums.index(0usize).add_to::<E>(&mut acc_grad, 0usize, &mut scratch);
     }
 
     let (t, s) = lower_tile(unit / 32);
     #[unroll]
-    for n in 0..2usize {
+    for i in 0..4usize {
+        let (r, c) = pair_position(i);
         #[unroll]
-        for half in 0..2usize {
-            let (r, c) = accumulator_position(n, half);
-            #[unroll]
-            for e in 0..2usize {
-                let (row, col) = (t * 16 + r, s * 16 + c + e);
-                let lower = row >= col;
-                let mut w = scale;
-                if comptime!(gated) {
-                    w = scale * decay_of_pair(&edges, row, col);
-                }
-                let score = acc[2 * n + half].extract(e) * w;
-                let to = ((rows.start + row) * dims.heads + head) * CHUNK + col;
+        for e in 0..2usize {
+            let (row, col) = (t * 16 + r, s * 16 + c + e);
+            let lower = row >= col;
+            let mut w = scale;
+            if comptime!(gated) {
+                w = scale * decay_of_pair(&edges, row, col);
+            }
+            let score = acc[i].extract(e) * w;
+            let to = ((rows.start + row) * dims.heads + head) * CHUNK + col;
+            if row < rows.len {
+                a[to] = E::cast_from(select(lower, score, f32::new(0.0)));
+            }
+            if comptime!(backward) {
+                let sent = acc_grad[i].extract(e);
                 if row < rows.len {
-                    a[to] = E::cast_from(select(lower, score, f32::new(0.0)));
+                    d_a[to] = E::cast_from(select(lower, sent * w, f32::new(0.0)));
                 }
-                if comptime!(backward) {
-                    let sent = acc_grad[2 * n + half].extract(e);
-                    if row < rows.len {
-                        d_a[to] = E::cast_from(select(lower, sent * w, f32::new(0.0)));
-                    }
-                    if gated && lower {
-                        pairs[row * PAIRS + col] = sent * score;
-                    }
+                if gated && lower {
+                    pairs[row * PAIRS + col] = sent * score;
                 }
             }
         }
@@ -160,10 +163,11 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size>(
     }
 }
 
-/// `left_t . right_s` of a chunk, below and on the diagonal: a plane's two accumulator tiles of tile
-/// [`lower_tile`] of its number; planes beyond the tenth get zeros. `staged`: two tiles
-/// `[64, STRIDE]`.
+/// `left_t . right_s` of a chunk, below and on the diagonal: of each plane tile [`lower_tile`] of its
+/// number, and of those of as many more as there are planes in the cube; none beyond the tenth.
+/// `staged`: two tiles `[64, stride]`.
 #[cube]
+#[allow(clippy::too_many_arguments)]
 pub(crate) fn row_products<E: Float, N: Size>(
     left: &[Vector<E, N>],
     right: &[Vector<E, N>],
@@ -172,37 +176,64 @@ pub(crate) fn row_products<E: Float, N: Size>(
     head: usize,
     #[comptime] from_left: Stage,
     #[comptime] from_right: Stage,
-) -> Array<Pair<f32>> {
+    #[comptime] spec: ChunkSpec,
+) -> Sequence<Acc> {
+    let (slice_len, stride, tile) = comptime!((spec.slice(), spec.stride(), spec.tile()));
+    let by = comptime!(spec.instruction);
     let plane = UNIT_POS as usize / 32;
+    let planes = comptime!(from_left.units / 32);
     let mut next_left = Array::<Vector<E, N>>::new(held::<N>(from_left));
     let mut next_right = Array::<Vector<E, N>>::new(held::<N>(from_right));
     fetch::<E, N>(left, &mut next_left, rows, head, 0usize, from_left);
     fetch::<E, N>(right, &mut next_right, rows, head, 0usize, from_right);
-    let (t, s) = lower_tile(plane);
-    let mut acc = zero_tiles(2usize);
-    for slice in 0..comptime!(from_left.width.div_ceil(SLICE)) {
+    let mut sums = Sequence::<Acc>::new();
+    #[unroll]
+    for _round in 0..comptime!(PLANES.div_ceil(planes)) {
+        sums.push(Acc::zero(by));
+    }
+    for slice in 0..comptime!(from_left.width.div_ceil(slice_len)) {
         sync_cube();
-        put::<E, N>(&next_left, &mut staged[0..TILE], rows.len, slice * SLICE, from_left);
-        let second = &mut staged[TILE..comptime!(2 * TILE)];
-        put::<E, N>(&next_right, second, rows.len, slice * SLICE, from_right);
+        let at = slice * slice_len;
+        stage::<E, N>(&next_left, &mut staged[0..tile], rows.len, at, from_left, by);
+        let second = &mut staged[tile..comptime!(2 * tile)];
+        stage::<E, N>(&next_right, second, rows.len, at, from_right, by);
         sync_cube();
         // past the end it reads what nobody puts down
-        fetch::<E, N>(left, &mut next_left, rows, head, (slice + 1) * SLICE, from_left);
-        fetch::<E, N>(right, &mut next_right, rows, head, (slice + 1) * SLICE, from_right);
-        if plane < PLANES {
-            #[unroll]
-            for j in 0..comptime!(SLICE / 16) {
-                let both = &staged[0..comptime!(2 * TILE)];
-                let quad = load_quad::<E>(both, t * 16, j * 16, STRIDE, false);
-                let other = load_quad::<E>(both, CHUNK + s * 16, j * 16, STRIDE, false);
-                let r0 = right_of_plain::<E>(&other, 0usize);
-                let r1 = right_of_plain::<E>(&other, 1usize);
-                multiply::<E>(&quad, &r0, &mut acc, 0usize);
-                multiply::<E>(&quad, &r1, &mut acc, 1usize);
+        fetch::<E, N>(left, &mut next_left, rows, head, at + slice_len, from_left);
+        fetch::<E, N>(right, &mut next_right, rows, head, at + slice_len, from_right);
+        #[unroll]
+        for round in 0..comptime!(PLANES.div_ceil(planes)) {
+            let own = plane + round * planes;
+            let (t, s) = lower_tile(own);
+            if own < PLANES {
+                let both = staged.as_vectorized();
+                #[unroll]
+                for j in 0..comptime!(slice_len / 16) {
+                    let left = Left::<E>::load(both, t * 16, j * 16, stride, false, by);
+                    let right = Right::<E>::load(both, CHUNK + s * 16, j * 16, stride, true, by);
+                    multiply::<E>(&left, &right, sums.index_mut(round));
+                }
             }
         }
     }
-    acc
+    sums
+}
+
+#[cube]
+fn stage<E: Float, N: Size>(
+    x: &Array<Vector<E, N>>,
+    out: &mut [E],
+    len: usize,
+    col0: usize,
+    #[comptime] from: Stage,
+    #[comptime] by: Instruction,
+) {
+    if comptime!(by == Instruction::Cmma) {
+        put_elements::<E, N>(x, out, len, col0, from);
+    } else {
+        let out = out.as_vectorized_mut().with_vector_size_mut::<N>();
+        put::<E, N>(x, out, len, col0, from);
+    }
 }
 
 /// Row and column of tile `n` of a lower triangle of four, row by row.

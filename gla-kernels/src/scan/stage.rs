@@ -2,8 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::{CHUNK, SLICE};
-use crate::Dims;
+use super::{CHUNK, ChunkSpec};
 use crate::components::ChunkRows;
 
 /// A tile `[64, cols]` of a tensor `[rows, own_heads, width]`.
@@ -22,9 +21,9 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Tiles of [`SLICE`] channels.
-    pub fn slice(dims: Dims, own_heads: usize, width: usize, units: usize) -> Self {
-        Stage { own_heads, group: dims.heads / own_heads, width, cols: SLICE, units }
+    /// Tiles of a slice.
+    pub fn slice(spec: ChunkSpec, own_heads: usize, width: usize, units: usize) -> Self {
+        Stage { own_heads, group: spec.dims.heads / own_heads, width, cols: spec.slice(), units }
     }
 }
 
@@ -64,23 +63,60 @@ pub(crate) fn fetch<E: Float, N: Size>(
 #[cube]
 pub(crate) fn put<E: Float, N: Size>(
     x: &Array<Vector<E, N>>,
+    out: &mut [Vector<E, N>],
+    len: usize,
+    col0: usize,
+    #[comptime] from: Stage,
+) {
+    let size = N::value();
+    let stride = comptime!((from.cols + 8) / size);
+    #[unroll]
+    for n in 0..held::<N>(from) {
+        let (r, c, value) = masked::<E, N>(x, n, len, col0, from);
+        if r < CHUNK {
+            out[r * stride + c] = value;
+        }
+    }
+}
+
+/// The same into a tile of single elements, which is not seen as one of vectors: not every driver
+/// takes that.
+#[cube]
+pub(crate) fn put_elements<E: Float, N: Size>(
+    x: &Array<Vector<E, N>>,
     out: &mut [E],
     len: usize,
     col0: usize,
     #[comptime] from: Stage,
 ) {
     let size = N::value();
-    let across = comptime!(from.cols / size);
-    let wide = comptime!(from.width / size);
-    let stride = comptime!((from.cols + 8) / size);
-    let out = out.as_vectorized_mut().with_vector_size_mut::<N>();
+    let stride = comptime!(from.cols + 8);
     #[unroll]
     for n in 0..held::<N>(from) {
-        let at = UNIT_POS as usize + n * from.units;
-        let (r, c) = (at / across, at % across);
+        let (r, c, value) = masked::<E, N>(x, n, len, col0, from);
         if r < CHUNK {
-            let valid = r < len && col0 / size + c < wide;
-            out[r * stride + c] = select(valid, x[n], Vector::new(E::from_int(0)));
+            #[unroll]
+            for e in 0..size {
+                out[r * stride + c * size + e] = value.extract(e);
+            }
         }
     }
+}
+
+/// Row and column, in vectors, of the unit's vector `n`, and its value.
+#[cube]
+fn masked<E: Float, N: Size>(
+    x: &Array<Vector<E, N>>,
+    #[comptime] n: usize,
+    len: usize,
+    col0: usize,
+    #[comptime] from: Stage,
+) -> (usize, usize, Vector<E, N>) {
+    let size = N::value();
+    let across = comptime!(from.cols / size);
+    let wide = comptime!(from.width / size);
+    let at = UNIT_POS as usize + n * from.units;
+    let (r, c) = (at / across, at % across);
+    let valid = r < len && col0 / size + c < wide;
+    (r, c, select(valid, x[n], Vector::new(E::from_int(0))))
 }

@@ -22,22 +22,24 @@
 //! operands are `q` and `k` themselves: a row's decay scales its output and, for the update, its row
 //! of `right`.
 //!
-//! A plane owns 16 columns and at most 64 rows of the state's depth; a cube, some columns and all of
-//! the depth. The state stays, transposed, in the accumulators of `update^T right`: a lane's pairs of
-//! them are at the same time the right operand of `left state`. Planes with the same columns add up
-//! their shares of the output through shared memory.
+//! A plane owns 16 columns and some of the state's depth; a cube, some columns and all of the depth. The
+//! state stays, transposed, in registers, as the pairs of the accumulators of `update^T right`: with
+//! `mma` they are at the same time the right operand of `left state`. Planes with the same columns add
+//! up their shares of the output through shared memory.
 //!
-//! A chunk takes two barriers. What the next chunk needs is on its way to registers meanwhile: a tile is
-//! read again as soon as its values are in shared memory, without a branch or a use of what is read, which
-//! would wait for it.
+//! A chunk takes two barriers, four where `left` and `update` take turns in one tile. What the next
+//! chunk needs is on its way to registers meanwhile: a tile is read again as soon as its values are in
+//! shared memory, without a branch or a use of what is read, which would wait for it.
 
 use cubecl::prelude::*;
 
 use super::CHUNK;
-use super::stage::{fetch, held, put};
+use super::stage::{Stage, fetch, held, put};
 use super::walk_spec::{Decay, Intra, KeyAxis, TOTAL, Trace, WalkSpec};
+use crate::Instruction;
 use crate::components::{
-    Pair, chunk_rows, left_of_transposed, load_quad, multiply, right_of_transposed, zero_tiles,
+    Acc, ChunkRows, Left, Pair, Right, Scratch, chunk_rows, element, load_pairs_of, multiply,
+    pair_position, zero_pairs,
 };
 
 /// * `left`, `update`: `[rows, heads of each, depth_width]`; `right`: `[rows, its heads, width]`
@@ -50,12 +52,12 @@ use crate::components::{
 /// * `products`: out of `Trace::Read`, `[shares, chunks, H, padded]`
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
+pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: Size>(
     left: &[Vector<E, D>],
     update: &[Vector<E, D>],
     right: &[Vector<E, C>],
     decays: &[f32],
-    intra: &[Vector<E, Const<8>>],
+    intra: &[Vector<E, I>],
     probe: &[Vector<E, C>],
     start: &[f32],
     end: &mut [f32],
@@ -72,6 +74,9 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
     #[comptime] spec: WalkSpec,
     #[define(E, O)] _dtypes: [ElemType; 2],
 ) {
+    let by = comptime!(spec.instruction);
+    let takes_turns = comptime!(spec.takes_turns());
+    let stages_probe = comptime!(spec.dots && !takes_turns);
     let plane_depth = comptime!(spec.plane_depth);
     let sharing = comptime!(spec.depth_planes);
     let depth = comptime!(spec.depth());
@@ -116,13 +121,28 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
     let own_column = column0 + plane_column + lane / 4;
     let own_depth = depth0 + plane_row + 2 * (lane % 4);
 
-    let mut left_tile = Shared::<[E]>::new_aligned_slice(comptime!(spec.left_len()), 16usize);
-    let mut update_tile =
-        Shared::<[E]>::new_aligned_slice(comptime!(CHUNK * depth_stride), 16usize);
-    let mut right_tile =
-        Shared::<[E]>::new_aligned_slice(comptime!(CHUNK * column_stride), 16usize);
-    let mut intra_tile = Shared::<[E]>::new_aligned_slice(comptime!(spec.pairs_len()), 16usize);
-    let mut probe_tile = Shared::<[E]>::new_aligned_slice(comptime!(spec.probe_len()), 16usize);
+    let (deep, wide, across) = (D::value(), C::value(), I::value());
+    let mut left_tile = Shared::<[Vector<E, D>]>::new_aligned_slice(
+        comptime!(spec.left_len().div_ceil(deep)),
+        16usize,
+    );
+    let mut update_tile = Shared::<[Vector<E, D>]>::new_aligned_slice(
+        comptime!(spec.update_len().div_ceil(deep)),
+        16usize,
+    );
+    let mut right_tile = Shared::<[Vector<E, C>]>::new_aligned_slice(
+        comptime!(CHUNK * column_stride / wide),
+        16usize,
+    );
+    let mut intra_tile = Shared::<[Vector<E, I>]>::new_aligned_slice(
+        comptime!(spec.pairs_len().div_ceil(across)),
+        16usize,
+    );
+    let mut probe_tile = Shared::<[Vector<E, C>]>::new_aligned_slice(
+        comptime!(spec.probe_len().div_ceil(wide)),
+        16usize,
+    );
+    let mut scratch = Scratch::<E>::new(comptime!(units / 32), true, by);
     let mut exchange = Shared::<[Pair<f32>]>::new_slice(comptime!(spec.exchange_len()));
     let mut dot_tile = Shared::<[f32]>::new_slice(comptime!(spec.dots_len()));
     let decay_len = comptime!(spec.decay_len());
@@ -131,7 +151,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
     // the state, transposed: accumulator tile n holds depth 8 n .. 8 n + 8
     let depth_tiles = comptime!(plane_depth / 8);
     let state_base = (sequence * spec.heads + head) * comptime!(key_dim * value_dim);
-    let mut state = zero_tiles(depth_tiles);
+    let mut state = zero_pairs(comptime!(2 * depth_tiles));
     if comptime!(spec.has_start) {
         #[unroll]
         for n in 0..depth_tiles {
@@ -151,7 +171,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
 
     let mut next_left = Array::<Vector<E, D>>::new(held::<D>(from_left));
     let mut next_right = Array::<Vector<E, C>>::new(held::<C>(from_right));
-    let mut next_intra = Array::<Vector<E, Const<8>>>::new(held::<Const<8>>(from_intra));
+    let mut next_intra = Array::<Vector<E, I>>::new(held::<I>(from_intra));
     let mut next_probe = Array::<Vector<E, C>>::new(held::<C>(from_probe));
     let mut next_update = Array::<Vector<E, D>>::new(held::<D>(from_update));
     let mut next_decays = Array::<f32>::new(comptime!(decay_len.div_ceil(units)));
@@ -173,9 +193,9 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
         }
         fetch::<E, C>(right, &mut next_right, &rows, head, column0, from_right);
         if has_intra {
-            fetch::<E, Const<8>>(intra, &mut next_intra, &rows, head, 0usize, from_intra);
+            fetch::<E, I>(intra, &mut next_intra, &rows, head, 0usize, from_intra);
         }
-        if comptime!(spec.dots) {
+        if stages_probe {
             fetch::<E, C>(probe, &mut next_probe, &rows, head, column0, from_probe);
         }
         fetch_decays(decays, &mut next_decays, chunk, head, decay0, spec);
@@ -196,9 +216,9 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
         }
         put::<E, C>(&next_right, &mut right_tile, rows.len, column0, from_right);
         if has_intra {
-            put::<E, Const<8>>(&next_intra, &mut intra_tile, rows.len, 0usize, from_intra);
+            put::<E, I>(&next_intra, &mut intra_tile, rows.len, 0usize, from_intra);
         }
-        if comptime!(spec.dots) {
+        if stages_probe {
             put::<E, C>(&next_probe, &mut probe_tile, rows.len, column0, from_probe);
         }
         if comptime!(spec.decay != Decay::None) {
@@ -226,52 +246,60 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
         }
         sync_cube();
 
-        // `right` as the left operand of the update and, block by block, the right one of `intra`
-        let mut rights = Array::<Pair<E>>::new(16usize);
+        let mut rights = Sequence::<Right<E>>::new();
         #[unroll]
         for s in 0..4usize {
-            let quad = load_quad::<E>(&right_tile, s * 16, plane_column, column_stride, true);
-            #[unroll]
-            for i in 0..4usize {
-                rights[4 * s + i] = quad[i];
-            }
+            let (row, col) = (s * 16, plane_column);
+            rights.push(Right::<E>::load(&right_tile, row, col, column_stride, false, by));
         }
 
-        let mut acc = zero_tiles(8usize);
+        let mut sums = Sequence::<Acc>::new();
+        #[unroll]
+        for _m in 0..comptime!(if spec.emits { 4 } else { 0 }) {
+            sums.push(Acc::zero(by));
+        }
         #[unroll]
         for d in 0..comptime!(if spec.emits { plane_depth / 16 } else { 0 }) {
-            let mut low = Array::<Pair<E>>::new(2usize);
-            let mut high = Array::<Pair<E>>::new(2usize);
-            low[0] = Vector::cast_from(state[4 * d]);
-            low[1] = Vector::cast_from(state[4 * d + 2]);
-            high[0] = Vector::cast_from(state[4 * d + 1]);
-            high[1] = Vector::cast_from(state[4 * d + 3]);
-            let mut low_rest = Array::<Pair<E>>::new(2usize);
-            let mut high_rest = Array::<Pair<E>>::new(2usize);
+            let right = Right::<E>::of_pairs(&state, 4 * d, &mut scratch, by);
+            let mut rests = zero_pairs(4usize);
             if comptime!(spec.precise) {
-                low_rest[0] = rest::<E>(state[4 * d], low[0]);
-                low_rest[1] = rest::<E>(state[4 * d + 2], low[1]);
-                high_rest[0] = rest::<E>(state[4 * d + 1], high[0]);
-                high_rest[1] = rest::<E>(state[4 * d + 3], high[1]);
+                #[unroll]
+                for i in 0..4usize {
+                    let rounded = Pair::<E>::cast_from(state[4 * d + i]);
+                    rests[i] = state[4 * d + i] - Vector::cast_from(rounded);
+                }
             }
             #[unroll]
             for m in 0..4usize {
-                let quad =
-                    load_quad::<E>(&left_tile, m * 16, plane_row + d * 16, depth_stride, false);
-                multiply::<E>(&quad, &low, &mut acc, 2 * m);
-                multiply::<E>(&quad, &high, &mut acc, 2 * m + 1);
-                if comptime!(spec.precise) {
-                    multiply::<E>(&quad, &low_rest, &mut acc, 2 * m);
-                    multiply::<E>(&quad, &high_rest, &mut acc, 2 * m + 1);
+                let (row, col) = (m * 16, plane_row + d * 16);
+                let left = Left::<E>::load(&left_tile, row, col, depth_stride, false, by);
+                multiply::<E>(&left, &right, sums.index_mut(m));
+            }
+            if comptime!(spec.precise) {
+                let rest = Right::<E>::of_pairs(&rests, 0usize, &mut scratch, by);
+                #[unroll]
+                for m in 0..4usize {
+                    let (row, col) = (m * 16, plane_row + d * 16);
+                    let left = Left::<E>::load(&left_tile, row, col, depth_stride, false, by);
+                    multiply::<E>(&left, &rest, sums.index_mut(m));
                 }
+            }
+        }
+        let mut acc = zero_pairs(16usize);
+        // what is done to the products with the state alone wants them in registers
+        let early = comptime!(spec.emits && (scales_out || spec.dots || by != Instruction::Cmma));
+        if early {
+            #[unroll]
+            for m in 0..4usize {
+                sums.index(m).add_to::<E>(&mut acc, 4 * m, &mut scratch);
             }
         }
         if comptime!(spec.emits && scales_out) {
             #[unroll]
             for i in 0..16usize {
-                let row = (i / 4) * 16 + lane / 4 + 8 * (i % 2);
+                let (row, _col) = pair_position(i % 4);
                 let factor = if comptime!(by_rows) {
-                    decay_tiles[decay_at + out_factors + row]
+                    decay_tiles[decay_at + out_factors + (i / 4) * 16 + row]
                 } else {
                     scale
                 };
@@ -281,11 +309,16 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
         if comptime!(spec.dots) {
             #[unroll]
             for m in 0..4usize {
-                let quad = load_quad::<E>(&probe_tile, m * 16, plane_column, column_stride, false);
+                let own = if takes_turns {
+                    let column = column0 + plane_column;
+                    pairs_in_place::<E, C>(probe, &rows, m * 16, head, column, from_probe)
+                } else {
+                    load_pairs_of::<E, C>(&probe_tile, m * 16, plane_column, column_stride)
+                };
                 #[unroll]
                 for half in 0..2usize {
-                    let mut product = Pair::<f32>::cast_from(quad[half]) * acc[4 * m + half];
-                    product += Pair::<f32>::cast_from(quad[half + 2]) * acc[4 * m + half + 2];
+                    let mut product = own[half] * acc[4 * m + half];
+                    product += own[half + 2] * acc[4 * m + half + 2];
                     let mut sum = product.extract(0usize) + product.extract(1usize);
                     sum += plane_shuffle_xor(sum, 1u32);
                     sum += plane_shuffle_xor(sum, 2u32);
@@ -297,43 +330,41 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
             }
         }
         if has_intra {
+            let mut further = Sequence::<Acc>::new();
+            #[unroll]
+            for m in 0..comptime!(if early { 4 } else { 0 }) {
+                further.push(Acc::onto(&acc, 4 * m, by));
+            }
+            let mut sums = if early { further } else { sums };
             #[unroll]
             for s in 0..4usize {
                 if part == 0 && takes_block(depth_plane, s, sharing) {
-                    let mut low = Array::<Pair<E>>::new(2usize);
-                    let mut high = Array::<Pair<E>>::new(2usize);
-                    low[0] = rights[4 * s];
-                    low[1] = rights[4 * s + 1];
-                    high[0] = rights[4 * s + 2];
-                    high[1] = rights[4 * s + 3];
                     #[unroll]
                     for m in 0..4usize {
-                        if comptime!(spec.intra == Intra::Upper) {
-                            if s >= m {
-                                let quad = load_quad::<E>(
-                                    &intra_tile,
-                                    s * 16,
-                                    m * 16,
-                                    comptime!(CHUNK + 8),
-                                    true,
-                                );
-                                let quad = left_of_transposed::<E>(&quad);
-                                multiply::<E>(&quad, &low, &mut acc, 2 * m);
-                                multiply::<E>(&quad, &high, &mut acc, 2 * m + 1);
-                            }
-                        } else if s <= m {
-                            let quad = load_quad::<E>(
+                        let upper = comptime!(spec.intra == Intra::Upper);
+                        if comptime!(if upper { s >= m } else { s <= m }) {
+                            let (row, col) = comptime!(if upper { (s, m) } else { (m, s) });
+                            let left = Left::<E>::load(
                                 &intra_tile,
-                                m * 16,
-                                s * 16,
+                                row * 16,
+                                col * 16,
                                 comptime!(CHUNK + 8),
-                                false,
+                                upper,
+                                by,
                             );
-                            multiply::<E>(&quad, &low, &mut acc, 2 * m);
-                            multiply::<E>(&quad, &high, &mut acc, 2 * m + 1);
+                            multiply::<E>(&left, rights.index(s), sums.index_mut(m));
                         }
                     }
                 }
+            }
+            #[unroll]
+            for m in 0..4usize {
+                sums.index(m).add_to::<E>(&mut acc, 4 * m, &mut scratch);
+            }
+        } else if comptime!(spec.emits && !early) {
+            #[unroll]
+            for m in 0..4usize {
+                sums.index(m).add_to::<E>(&mut acc, 4 * m, &mut scratch);
             }
         }
         if comptime!(sharing > 1 && spec.emits) {
@@ -342,7 +373,26 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
                 exchange[i * units + unit] = acc[i];
             }
         }
-        put::<E, D>(&next_update, &mut update_tile, rows.len, depth0, from_update);
+        if takes_turns {
+            sync_cube();
+            put::<E, D>(&next_update, &mut left_tile, rows.len, depth0, from_update);
+            if comptime!(scales_right) {
+                #[unroll]
+                for n in 0..held::<C>(from_right) {
+                    let row = (unit + n * units) / comptime!(columns / wide);
+                    let factor = if comptime!(by_rows) {
+                        decay_tiles[decay_at + right_factors + select(row < CHUNK, row, 0usize)]
+                    } else {
+                        scale
+                    };
+                    let scaled = Vector::<f32, C>::cast_from(next_right[n]) * Vector::new(factor);
+                    next_right[n] = Vector::cast_from(scaled);
+                }
+                put::<E, C>(&next_right, &mut right_tile, rows.len, column0, from_right);
+            }
+        } else {
+            put::<E, D>(&next_update, &mut update_tile, rows.len, depth0, from_update);
+        }
         fetch::<E, D>(update, &mut next_update, &next_rows, head, depth0, from_update);
 
         if comptime!(spec.trace == Trace::Write) {
@@ -352,7 +402,8 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
                 let own = Pair::<E>::cast_from(state[n]);
                 trace[at] = own;
                 if comptime!(spec.precise) {
-                    trace[at + pairs * units] = rest::<E>(state[n], own);
+                    let rest = state[n] - Vector::cast_from(own);
+                    trace[at + pairs * units] = Vector::cast_from(rest);
                 }
             }
         }
@@ -389,9 +440,9 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
         }
         fetch::<E, C>(right, &mut next_right, &next_rows, head, column0, from_right);
         if has_intra {
-            fetch::<E, Const<8>>(intra, &mut next_intra, &next_rows, head, 0usize, from_intra);
+            fetch::<E, I>(intra, &mut next_intra, &next_rows, head, 0usize, from_intra);
         }
-        if comptime!(spec.dots) {
+        if stages_probe {
             fetch::<E, C>(probe, &mut next_probe, &next_rows, head, column0, from_probe);
         }
         if comptime!(spec.dots) {
@@ -470,38 +521,36 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, W: Size>(
                 state[2 * n + half] *= factor;
             }
         }
+        let mut lefts = Sequence::<Left<E>>::new();
         #[unroll]
         for s in 0..4usize {
-            let mut quad = Array::<Pair<E>>::new(4usize);
+            let right = rights.index(s);
+            let left =
+                Left::<E>::transpose(right, &right_tile, s * 16, plane_column, column_stride);
+            if scales_right {
+                let factors = factors_of_right(&decay_tiles, decay_at, s, scale, spec);
+                lefts.push(left.scaled(&factors));
+            } else {
+                lefts.push(left);
+            }
+        }
+        #[unroll]
+        for d in 0..comptime!(plane_depth / 16) {
+            let mut sum = Acc::onto(&state, 4 * d, by);
             #[unroll]
-            for i in 0..4usize {
-                if comptime!(scales_right) {
-                    let mut factor = Pair::<f32>::empty();
-                    #[unroll]
-                    for e in 0..2usize {
-                        let row = s * 16 + 8 * (i % 2) + 2 * (lane % 4) + e;
-                        let own = if comptime!(by_rows) {
-                            decay_tiles[decay_at + right_factors + row]
-                        } else {
-                            scale
-                        };
-                        factor.insert(e, own);
-                    }
-                    quad[i] = Vector::cast_from(Pair::<f32>::cast_from(rights[4 * s + i]) * factor);
+            for s in 0..4usize {
+                let (row, col) = (s * 16, plane_row + d * 16);
+                let right = if takes_turns {
+                    Right::<E>::load(&left_tile, row, col, depth_stride, false, by)
                 } else {
-                    quad[i] = rights[4 * s + i];
-                }
+                    Right::<E>::load(&update_tile, row, col, depth_stride, false, by)
+                };
+                multiply::<E>(lefts.index(s), &right, &mut sum);
             }
-            let operand = left_of_transposed::<E>(&quad);
-            #[unroll]
-            for d in 0..comptime!(plane_depth / 16) {
-                let quad =
-                    load_quad::<E>(&update_tile, s * 16, plane_row + d * 16, depth_stride, true);
-                let r0 = right_of_transposed::<E>(&quad, 0usize);
-                let r1 = right_of_transposed::<E>(&quad, 1usize);
-                multiply::<E>(&operand, &r0, &mut state, 2 * d);
-                multiply::<E>(&operand, &r1, &mut state, 2 * d + 1);
-            }
+            sum.add_to::<E>(&mut state, 4 * d, &mut scratch);
+        }
+        if takes_turns {
+            sync_cube();
         }
     }
 
@@ -541,10 +590,63 @@ fn fetch_decays(
     }
 }
 
-/// What rounding took off.
+/// The pairs of 16 rows and columns of `probe`, zero outside.
 #[cube]
-fn rest<E: Float>(value: Pair<f32>, rounded: Pair<E>) -> Pair<E> {
-    Vector::cast_from(value - Vector::cast_from(rounded))
+fn pairs_in_place<E: Float, N: Size>(
+    probe: &[Vector<E, N>],
+    rows: &ChunkRows,
+    row0: usize,
+    head: usize,
+    column: usize,
+    #[comptime] from: Stage,
+) -> Array<Pair<f32>> {
+    let mut pairs = Array::<Pair<f32>>::new(4usize);
+    #[unroll]
+    for i in 0..4usize {
+        let (r, c) = pair_position(i);
+        let row = row0 + r;
+        let line = ((rows.start + row) * from.own_heads + head / from.group) * from.width;
+        let mut pair = Pair::<f32>::empty();
+        #[unroll]
+        for e in 0..2usize {
+            let col = column + c + e;
+            let valid = row < rows.len && col < from.width;
+            let value = element::<E, N>(probe, select(valid, line + col, 0usize));
+            pair.insert(e, select(valid, value, f32::new(0.0)));
+        }
+        pairs[i] = pair;
+    }
+    pairs
+}
+
+/// The factors of 16 rows of `right` that a lane has elements of: rows `8 half + 2 (lane % 4)` and the
+/// next.
+#[cube]
+fn factors_of_right(
+    decay_tiles: &[f32],
+    decay_at: usize,
+    #[comptime] s: usize,
+    scale: f32,
+    #[comptime] spec: WalkSpec,
+) -> Array<Pair<f32>> {
+    let (_, first) = comptime!(spec.factors());
+    let mut factors = Array::<Pair<f32>>::new(2usize);
+    #[unroll]
+    for half in 0..2usize {
+        let mut factor = Pair::<f32>::empty();
+        #[unroll]
+        for e in 0..2usize {
+            let row = s * 16 + 8 * half + 2 * (UNIT_POS_PLANE as usize % 4) + e;
+            let own = if comptime!(spec.decay == Decay::Rows) {
+                decay_tiles[decay_at + first + row]
+            } else {
+                scale
+            };
+            factor.insert(e, own);
+        }
+        factors[half] = factor;
+    }
+    factors
 }
 
 /// The chunk of a step.

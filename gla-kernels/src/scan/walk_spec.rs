@@ -2,7 +2,8 @@
 
 use super::stage::Stage;
 use super::{CHUNK, padded};
-use crate::{DeviceLimits, Dims, GateKind};
+use crate::components::scratch_bytes;
+use crate::{DeviceLimits, Dims, GateKind, Instruction};
 
 /// Which side of the state the key channels, and with them the decay, lie on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -113,10 +114,18 @@ pub struct WalkSpec {
     pub has_start: bool,
     /// Whether there are outputs; without, the walk is after the last state alone.
     pub emits: bool,
+    /// The tile instruction.
+    pub instruction: Instruction,
 }
 
 /// Depth that a cube holds at most.
-const MAX_DEPTH: usize = 256;
+const fn max_depth(instruction: Instruction) -> usize {
+    match instruction {
+        // one plane has it all
+        Instruction::Cmma => 128,
+        _ => 256,
+    }
+}
 
 /// Depth that a plane holds at most, and columns of a cube in planes. The third makes the most cubes,
 /// the last takes the least shared memory.
@@ -126,11 +135,16 @@ const TILES: [(usize, usize); 4] = [(128, 4), (64, 4), (64, 2), (128, 2)];
 /// share what a cube reads.
 const STATE_TILES: [(usize, usize); 4] = [(64, 8), (64, 4), (64, 2), (128, 2)];
 
+/// The same for [`Instruction::Cmma`]: planes do not share a depth.
+const MATRIX_TILES: [(usize, usize); 4] = [(128, 4), (128, 4), (128, 2), (128, 1)];
+
 /// What a walk depends on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WalkShape {
     /// Heads, widths and gate kind.
     pub dims: Dims,
+    /// The tile instruction.
+    pub instruction: Instruction,
     /// Walks for each head: sequences, or segments.
     pub count: usize,
     /// Multiprocessors of the device.
@@ -145,9 +159,16 @@ pub(crate) struct WalkShape {
 
 impl WalkShape {
     /// `count` walks for each head on a device, from a given state.
-    pub fn new(dims: Dims, limits: &DeviceLimits, count: usize, reversed: bool) -> Self {
+    pub fn new(
+        dims: Dims,
+        instruction: Instruction,
+        limits: &DeviceLimits,
+        count: usize,
+        reversed: bool,
+    ) -> Self {
         WalkShape {
             dims,
+            instruction,
             count,
             processors: limits.processors,
             shared_memory: limits.shared_memory,
@@ -184,6 +205,10 @@ impl WalkSpec {
         tiles: [(usize, usize); 4],
         make: impl Fn(WalkShape, (usize, usize)) -> Self,
     ) -> Self {
+        let tiles = match shape.instruction {
+            Instruction::Cmma => MATRIX_TILES,
+            _ => tiles,
+        };
         let specs = tiles.map(|tile| make(shape, tile));
         let fits = |spec: &&WalkSpec| spec.shared_memory(2) <= shape.shared_memory;
         let enough = |spec: &&WalkSpec| {
@@ -240,7 +265,7 @@ impl WalkSpec {
 
     /// Tiles for a depth and a width; the operands are still to be told.
     fn tiled(shape: WalkShape, tile: (usize, usize), depth: usize, width: usize) -> Self {
-        let parts = depth.div_ceil(MAX_DEPTH);
+        let parts = depth.div_ceil(max_depth(shape.instruction));
         let part_depth = depth.div_ceil(parts);
         let depth_planes = part_depth.div_ceil(tile.0);
         WalkSpec {
@@ -266,6 +291,7 @@ impl WalkSpec {
             precise: false,
             has_start: shape.has_start,
             emits: true,
+            instruction: shape.instruction,
         }
     }
 
@@ -342,10 +368,17 @@ impl WalkSpec {
 
     /// Bytes of shared memory for elements of `size` bytes.
     pub fn shared_memory(&self, size: usize) -> usize {
-        let deep = self.left_len() + CHUNK * (self.depth() + 8);
+        let deep = self.left_len() + self.update_len();
         let wide = CHUNK * (self.columns() + 8) + self.probe_len();
         let floats = 2 * self.exchange_len() + self.dots_len() + 2 * self.decay_len();
-        size * (deep + wide + self.pairs_len()) + 4 * floats
+        let scratch = scratch_bytes(self.units() / 32, size, self.instruction);
+        size * (deep + wide + self.pairs_len()) + 4 * floats + scratch
+    }
+
+    /// Whether `left` and `update` take turns in one tile and `probe` is read in place: where shared
+    /// memory is short.
+    pub fn takes_turns(&self) -> bool {
+        self.instruction == Instruction::Cmma
     }
 
     /// Elements of the tile of the intra-chunk matrix.
@@ -355,7 +388,7 @@ impl WalkSpec {
 
     /// Elements of the tile of `probe`.
     pub fn probe_len(&self) -> usize {
-        if self.dots { CHUNK * (self.columns() + 8) } else { 8 }
+        if self.dots && !self.takes_turns() { CHUNK * (self.columns() + 8) } else { 8 }
     }
 
     /// Shares of the planes in `dots`.
@@ -363,9 +396,14 @@ impl WalkSpec {
         if self.dots { CHUNK * self.units() / 32 } else { 1 }
     }
 
-    /// Elements of the tile of `left`.
+    /// Elements of the tile of `left`, and of `update` if they take turns.
     pub fn left_len(&self) -> usize {
-        if self.emits { CHUNK * (self.depth() + 8) } else { 8 }
+        if self.emits || self.takes_turns() { CHUNK * (self.depth() + 8) } else { 8 }
+    }
+
+    /// Elements of the tile of `update`.
+    pub fn update_len(&self) -> usize {
+        if self.takes_turns() { 8 } else { CHUNK * (self.depth() + 8) }
     }
 
     /// Pairs of accumulators that planes exchange.

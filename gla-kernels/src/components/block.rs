@@ -1,0 +1,483 @@
+//! The tensor-core seam: products of 16 x 16 blocks with f32 accumulators, operands from shared memory.
+//!
+//! Two instructions stand behind it, see [`Instruction`]: `mma.m16n8k16`, whose registers are the
+//! kernel's own, and matrices of a plane (`cmma`: cooperative matrices on Vulkan, `wmma` on CUDA),
+//! whose elements no kernel sees but through shared memory. The kernels know one layout, that of
+//! `mma`: a plane of 32 lanes holds a 16 x 16 accumulator as four pairs of neighbouring columns a lane,
+//! pair `2 n + half` in row `lane / 4 + 8 half` and columns `8 n + 2 (lane % 4)` and the next.
+//! [`Acc::pairs`] gives them, [`Right::of_pairs`] takes them: at no cost with `mma`, through a scratch of
+//! the plane with `cmma`.
+
+use cubecl::cmma::{self, Matrix, MatrixIdent, MatrixLayout, MmaDefinition};
+use cubecl::prelude::*;
+
+use crate::Instruction;
+
+/// Two neighbouring columns of an accumulator or operand row, as a lane holds them.
+pub type Pair<E> = Vector<E, Const<2>>;
+
+/// A 16 x 16 block as `ldmatrix` reads it: 8 x 8 matrices `(row half, column half)` in the order
+/// (0, 0), (1, 0), (0, 1), (1, 1), each transposed or not.
+pub type Quad<E> = Array<Pair<E>>;
+
+/// A left operand.
+#[allow(dead_code, reason = "made by their expansion alone")]
+#[derive(CubeType)]
+pub enum Left<E: Float> {
+    /// The four 8 x 8 matrices of the block, column by column.
+    Mma(Quad<E>),
+    /// A matrix of the plane.
+    Cmma(Matrix<E>),
+}
+
+/// A right operand.
+#[allow(dead_code, reason = "made by their expansion alone")]
+#[derive(CubeType)]
+pub enum Right<E: Float> {
+    /// Two operands of 8 columns, each in two halves of the depth.
+    Mma(Quad<E>),
+    /// A matrix of the plane.
+    Cmma(Matrix<E>),
+}
+
+/// An accumulator.
+#[allow(dead_code, reason = "made by their expansion alone")]
+#[derive(CubeType)]
+pub enum Acc {
+    /// The pairs.
+    Mma(Array<Pair<f32>>),
+    /// A matrix of the plane.
+    Cmma(Matrix<f32>),
+}
+
+/// Pairs between the rows of a plane's scratch in f32.
+const FLOATS: usize = 10;
+
+/// Pairs between the rows of a plane's scratch in the type of the operands.
+const HALVES: usize = 12;
+
+/// What a plane passes between registers and matrices through: nothing with `mma`.
+#[derive(CubeType)]
+pub struct Scratch<E: Float> {
+    floats: Shared<[Pair<f32>]>,
+    halves: Shared<[Pair<E>]>,
+}
+
+/// Bytes of [`Scratch`] for so many planes, and elements of `size` bytes, 0 if none are rounded.
+pub const fn scratch_bytes(planes: usize, size: usize, by: Instruction) -> usize {
+    match by {
+        Instruction::Cmma => 16 + planes * 2 * 16 * (4 * FLOATS + size * HALVES),
+        _ => 16,
+    }
+}
+
+#[cube]
+impl<E: Float> Scratch<E> {
+    /// For so many planes; `rounds`: for [`Right::of_pairs`] too.
+    pub fn new(
+        #[comptime] planes: usize,
+        #[comptime] rounds: bool,
+        #[comptime] by: Instruction,
+    ) -> Self {
+        let rows = comptime!(if by == Instruction::Cmma { 16 * planes } else { 0 });
+        let floats = comptime!((rows * FLOATS).max(1));
+        let halves = comptime!(if rounds { (rows * HALVES).max(1) } else { 1 });
+        Scratch::<E> {
+            floats: Shared::new_aligned_slice(floats, 16usize),
+            halves: Shared::new_aligned_slice(halves, 16usize),
+        }
+    }
+}
+
+/// Where a lane has pair `i`: row, and pair of columns.
+#[cube]
+fn place(#[comptime] i: usize) -> (usize, usize) {
+    let lane = UNIT_POS_PLANE as usize;
+    (lane / 4 + comptime!(8 * (i % 2)), lane % 4 + comptime!(4 * (i / 2)))
+}
+
+/// The plane's own part of a scratch with so many pairs between its rows.
+#[cube]
+fn own_rows(#[comptime] stride: usize) -> usize {
+    (UNIT_POS as usize / 32) * comptime!(16 * stride)
+}
+
+#[cube]
+fn load_quad<E: Float, N: Size>(
+    tile: &[Vector<E, N>],
+    at: usize,
+    #[comptime] stride: usize,
+    #[comptime] transpose: bool,
+) -> Quad<E> {
+    let lane = UNIT_POS_PLANE as usize;
+    let from = at + (lane % 16) * stride + (lane / 16) * 8;
+    let def = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
+    let scalars = tile.with_vector_size::<Const<1>>();
+    def.load_matrix::<Vector<E, Const<1>>, Const<2>>(
+        &scalars[from..from + 8],
+        MatrixIdent::A,
+        4usize,
+        transpose,
+    )
+}
+
+#[cube]
+fn load_matrix<E: Float, N: Size>(
+    tile: &[Vector<E, N>],
+    at: usize,
+    #[comptime] stride: usize,
+    #[comptime] ident: MatrixIdent,
+    #[comptime] transpose: bool,
+) -> Matrix<E> {
+    let layout = comptime!(if transpose { MatrixLayout::ColMajor } else { MatrixLayout::RowMajor });
+    // SAFETY: filled by the load.
+    let mut x = unsafe { Matrix::<E>::uninitialized(ident, 16usize, 16usize, 16usize, layout) };
+    cmma::load(&mut x, &tile[at / N::value()..tile.len()], comptime!(stride as u32));
+    x
+}
+
+#[cube]
+fn permuted<E: Float>(quad: &Quad<E>) -> Quad<E> {
+    let mut out = Array::<Pair<E>>::new(4usize);
+    out[0] = quad[0];
+    out[1] = quad[2];
+    out[2] = quad[1];
+    out[3] = quad[3];
+    out
+}
+
+#[cube]
+impl<E: Float> Left<E> {
+    /// Of the block at `(row, col)` of a tile `[.., stride]` that has it as `[m, k]`, or as `[k, m]` if
+    /// `transposed`. `stride` and `col` are multiples of 8.
+    pub fn load<N: Size>(
+        tile: &[Vector<E, N>],
+        row: usize,
+        col: usize,
+        #[comptime] stride: usize,
+        #[comptime] transposed: bool,
+        #[comptime] by: Instruction,
+    ) -> Self {
+        let at = row * stride + col;
+        if comptime!(by == Instruction::Cmma) {
+            let x = load_matrix::<E, N>(tile, at, stride, MatrixIdent::A, transposed);
+            Left::<E>::new_Cmma(x)
+        } else {
+            let quad = load_quad::<E, N>(tile, at, stride, transposed);
+            if transposed {
+                Left::<E>::new_Mma(permuted::<E>(&quad))
+            } else {
+                Left::<E>::new_Mma(quad)
+            }
+        }
+    }
+
+    /// Of the transpose of `right`, which was loaded from the block at `(row, col)` of this tile, stored
+    /// as `[k, n]`.
+    pub fn transpose<N: Size>(
+        right: &Right<E>,
+        tile: &[Vector<E, N>],
+        row: usize,
+        col: usize,
+        #[comptime] stride: usize,
+    ) -> Self {
+        match right {
+            Right::Mma(quad) => Left::<E>::new_Mma(permuted::<E>(quad)),
+            Right::Cmma(_) => Left::<E>::load::<N>(tile, row, col, stride, true, Instruction::Cmma),
+        }
+    }
+}
+
+#[cube]
+impl<E: Float> Left<E> {
+    /// With its columns times factors, of columns `8 half + 2 (lane % 4)` and the next. One of `cmma` stays
+    /// as it is: it was loaded from a tile that has them.
+    pub fn scaled(self, factors: &Array<Pair<f32>>) -> Self {
+        match self {
+            Left::Mma(quad) => {
+                let mut out = Array::<Pair<E>>::new(4usize);
+                #[unroll]
+                for i in 0..4usize {
+                    let scaled = Pair::<f32>::cast_from(quad[i]) * factors[i / 2];
+                    out[i] = Vector::cast_from(scaled);
+                }
+                Left::<E>::new_Mma(out)
+            }
+            Left::Cmma(x) => Left::<E>::new_Cmma(x),
+        }
+    }
+}
+
+/// Whether the highest bit in which row and column differ is `level`.
+#[cube]
+pub fn is_of_level(row: usize, col: usize, #[comptime] level: usize) -> bool {
+    let x = row ^ col;
+    x >= comptime!(1usize << level) && x < comptime!(2usize << level)
+}
+
+/// A block of `mma` with all but one level masked, see [`is_of_level`].
+#[cube]
+pub fn only_level<E: Float>(block: &Left<E>, #[comptime] level: usize) -> Left<E> {
+    let mut left = Array::<Pair<E>>::new(4usize);
+    match block {
+        Left::Mma(block) =>
+        {
+            #[unroll]
+            for i in 0..4usize {
+                let (row, col) = pair_position(i);
+                let mut pair = Pair::<E>::empty();
+                #[unroll]
+                for e in 0..2usize {
+                    let keep = is_of_level(row, col + e, level);
+                    pair.insert(e, select(keep, block[i].extract(e), E::from_int(0)));
+                }
+                left[i] = pair;
+            }
+        }
+        Left::Cmma(_) => {}
+    }
+    Left::<E>::new_Mma(left)
+}
+
+/// The pairs of the block at `(row, col)` of a tile `[.., stride]`, with `mma`'s loads.
+#[cube]
+pub fn load_pairs_of<E: Float, N: Size>(
+    tile: &[Vector<E, N>],
+    row: usize,
+    col: usize,
+    #[comptime] stride: usize,
+) -> Array<Pair<f32>> {
+    let quad = load_quad::<E, N>(tile, row * stride + col, stride, false);
+    let mut pairs = Array::<Pair<f32>>::new(4usize);
+    #[unroll]
+    for i in 0..4usize {
+        pairs[i] = Vector::cast_from(quad[i]);
+    }
+    pairs
+}
+
+/// One element of vectors, in f32.
+#[cube]
+pub fn element<E: Float, N: Size>(tile: &[Vector<E, N>], at: usize) -> f32 {
+    let size = N::value();
+    let mut value = tile[at / size].extract(0usize);
+    #[unroll]
+    for e in 1..size {
+        value = select(at % size == e, tile[at / size].extract(e), value);
+    }
+    f32::cast_from(value)
+}
+
+#[cube]
+impl<E: Float> Right<E> {
+    /// Of the block at `(row, col)` of a tile `[.., stride]` that has it as `[k, n]`, or as `[n, k]` if
+    /// `transposed`.
+    pub fn load<N: Size>(
+        tile: &[Vector<E, N>],
+        row: usize,
+        col: usize,
+        #[comptime] stride: usize,
+        #[comptime] transposed: bool,
+        #[comptime] by: Instruction,
+    ) -> Self {
+        let at = row * stride + col;
+        if comptime!(by == Instruction::Cmma) {
+            let x = load_matrix::<E, N>(tile, at, stride, MatrixIdent::B, transposed);
+            Right::<E>::new_Cmma(x)
+        } else {
+            // the registers of a right operand are those of its transpose
+            let quad = load_quad::<E, N>(tile, at, stride, comptime!(!transposed));
+            if transposed {
+                Right::<E>::new_Mma(permuted::<E>(&quad))
+            } else {
+                Right::<E>::new_Mma(quad)
+            }
+        }
+    }
+
+    /// Of the transpose of the block that the four pairs from `first` are, rounded.
+    pub fn of_pairs(
+        pairs: &Array<Pair<f32>>,
+        first: usize,
+        scratch: &mut Scratch<E>,
+        #[comptime] by: Instruction,
+    ) -> Self {
+        if comptime!(by == Instruction::Cmma) {
+            let own = own_rows(HALVES);
+            #[unroll]
+            for i in 0..4usize {
+                let (row, column) = place(i);
+                scratch.halves[own + row * HALVES + column] = Vector::cast_from(pairs[first + i]);
+            }
+            sync_plane();
+            let at = own * 2;
+            let x = load_matrix::<E, Const<2>>(
+                &scratch.halves,
+                at,
+                comptime!(2 * HALVES),
+                MatrixIdent::B,
+                true,
+            );
+            sync_plane();
+            Right::<E>::new_Cmma(x)
+        } else {
+            let mut quad = Array::<Pair<E>>::new(4usize);
+            #[unroll]
+            for i in 0..4usize {
+                quad[i] = Vector::cast_from(pairs[first + comptime!(2 * (i % 2) + i / 2)]);
+            }
+            Right::<E>::new_Mma(quad)
+        }
+    }
+}
+
+#[cube]
+impl Acc {
+    /// Zero.
+    pub fn zero(#[comptime] by: Instruction) -> Self {
+        if comptime!(by == Instruction::Cmma) {
+            Acc::new_Cmma(Matrix::<f32>::from_value(
+                MatrixIdent::Accumulator,
+                16usize,
+                16usize,
+                16usize,
+                MatrixLayout::Undefined,
+                0.0f32,
+            ))
+        } else {
+            let mut pairs = Array::<Pair<f32>>::new(4usize);
+            #[unroll]
+            for i in 0..4usize {
+                pairs[i] = Vector::new(0.0f32);
+            }
+            Acc::new_Mma(pairs)
+        }
+    }
+
+    /// What `add_to` is to add to the four pairs from `first`: with `mma` they are the accumulator.
+    pub fn onto(pairs: &Array<Pair<f32>>, first: usize, #[comptime] by: Instruction) -> Self {
+        if comptime!(by == Instruction::Cmma) {
+            Acc::zero(by)
+        } else {
+            let mut own = Array::<Pair<f32>>::new(4usize);
+            #[unroll]
+            for i in 0..4usize {
+                own[i] = pairs[first + i];
+            }
+            Acc::new_Mma(own)
+        }
+    }
+
+    /// Ends what [`Acc::onto`] began.
+    pub fn add_to<E: Float>(
+        &self,
+        pairs: &mut Array<Pair<f32>>,
+        first: usize,
+        scratch: &mut Scratch<E>,
+    ) {
+        match self {
+            Acc::Mma(own) =>
+            {
+                #[unroll]
+                for i in 0..4usize {
+                    pairs[first + i] = own[i];
+                }
+            }
+            Acc::Cmma(x) => {
+                let own = own_rows(FLOATS);
+                let len = scratch.floats.len();
+                let stride = comptime!(2 * FLOATS as u32);
+                cmma::store(&mut scratch.floats[own..len], x, stride, MatrixLayout::RowMajor);
+                sync_plane();
+                #[unroll]
+                for i in 0..4usize {
+                    let (row, column) = place(i);
+                    pairs[first + i] += scratch.floats[own + row * FLOATS + column];
+                }
+                sync_plane();
+            }
+        }
+    }
+
+    /// Stores it, rounded, at `(row, col)` of a tile `[.., stride]`.
+    pub fn store<E: Float>(
+        &self,
+        tile: &mut [E],
+        row: usize,
+        col: usize,
+        #[comptime] stride: usize,
+    ) {
+        let at = row * stride + col;
+        match self {
+            Acc::Mma(pairs) =>
+            {
+                #[unroll]
+                for i in 0..4usize {
+                    let (r, pair) = place(i);
+                    let to = at + r * stride + 2 * pair;
+                    tile[to] = E::cast_from(pairs[i].extract(0usize));
+                    tile[to + 1] = E::cast_from(pairs[i].extract(1usize));
+                }
+            }
+            Acc::Cmma(x) => {
+                let rounded = cmma::cast::<f32, E, cmma::Plane>(x);
+                let len = tile.len();
+                let stride = comptime!(stride as u32);
+                cmma::store(&mut tile[at..len], &rounded, stride, MatrixLayout::RowMajor);
+            }
+        }
+    }
+}
+
+/// `acc += left right`
+#[cube]
+pub fn multiply<E: Float>(left: &Left<E>, right: &Right<E>, acc: &mut Acc) {
+    match acc {
+        Acc::Mma(acc) => match left {
+            Left::Mma(left) => match right {
+                Right::Mma(right) => {
+                    let def = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
+                    #[unroll]
+                    for n in 0..2usize {
+                        let mut own = Array::<Pair<E>>::new(2usize);
+                        own[0] = right[2 * n];
+                        own[1] = right[2 * n + 1];
+                        let mut sum = Array::<Pair<f32>>::new(2usize);
+                        sum[0] = acc[2 * n];
+                        sum[1] = acc[2 * n + 1];
+                        def.execute_inplace(left, &own, &mut sum);
+                        acc[2 * n] = sum[0];
+                        acc[2 * n + 1] = sum[1];
+                    }
+                }
+                Right::Cmma(_) => {}
+            },
+            Left::Cmma(_) => {}
+        },
+        Acc::Cmma(acc) => match left {
+            Left::Cmma(left) => match right {
+                Right::Cmma(right) => cmma::execute(left, right, &*acc, &*acc),
+                Right::Mma(_) => {}
+            },
+            Left::Mma(_) => {}
+        },
+    }
+}
+
+/// `count` pairs at zero.
+#[cube]
+pub fn zero_pairs(#[comptime] count: usize) -> Array<Pair<f32>> {
+    let mut pairs = Array::<Pair<f32>>::new(count);
+    #[unroll]
+    for i in 0..count {
+        pairs[i] = Vector::new(0.0f32);
+    }
+    pairs
+}
+
+/// Row of pair `i` of a 16 x 16 block, and the first of its columns.
+#[cube]
+pub fn pair_position(#[comptime] i: usize) -> (usize, usize) {
+    let (row, pair) = place(i);
+    (row, 2 * pair)
+}
