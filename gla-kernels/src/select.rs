@@ -188,7 +188,7 @@ mod tests {
         );
         assert_eq!(
             forced(&brain, &limits(48 << 10, 1024)),
-            "plan: the scan plan needs tensor cores for bf16, the device has no Cmma"
+            "plan: the scan plan needs tensor cores for bf16, the device has none"
         );
     }
 
@@ -196,7 +196,7 @@ mod tests {
     fn planes_without_mma_take_cmma() {
         let half = ElemType::Float(FloatKind::F16);
         let vulkan = DeviceLimits { cmma: vec![half], ..limits(48 << 10, 1024) };
-        let small = Problem { dtype: half, ..problem(100, 128, 128) };
+        let small = Problem { dtype: half, ..problem(100, 64, 64) };
         let chosen = select(Strategy::Inferred, &small, &vulkan).unwrap();
         assert_eq!((chosen.plan(), chosen.instruction()), (Plan::Scan, Instruction::Cmma));
         let both = DeviceLimits { mma: vec![half], ..vulkan.clone() };
@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(chosen(DeviceLimits { shared_memory: 227 << 10, ..both }), Instruction::Mma);
         let wide = Problem { dtype: half, ..problem(100, 128, 256) };
         let error = select(Strategy::Plan(Plan::Scan), &wide, &vulkan).unwrap_err().to_string();
-        assert_eq!(error, "plan: the scan plan takes at most 128 channels with Cmma, got 256");
+        assert_eq!(error, "plan: the scan plan takes at most 64 channels with Cmma, got 256");
         let narrow = DeviceLimits { shared_memory: 32 << 10, ..vulkan };
         let chosen = select(Strategy::Inferred, &small, &narrow).unwrap();
         assert_eq!(chosen.plan(), Plan::Split);
@@ -219,7 +219,7 @@ mod tests {
             (Instruction::Mma, 99 << 10, 150),
             (Instruction::Mma, 163 << 10, 150),
             (Instruction::Mma, 227 << 10, 150),
-            (Instruction::Cmma, 48 << 10, 20),
+            (Instruction::Cmma, 48 << 10, 3),
         ] {
             let mut checked = 0;
             let mut device = limits(shared_memory, 1024);

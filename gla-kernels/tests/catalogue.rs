@@ -52,14 +52,14 @@ fn run(set: Set, gate: CaseGate, dtype: RefDType) {
 
 /// Whether the scan plan runs by itself.
 fn scans(device: &TestDevice, dtype: RefDType, gate: CaseGate) -> bool {
-    chosen(device, dtype, gate).plan() == Plan::Scan
+    chosen(device, dtype, gate).is_some_and(|blueprint| blueprint.plan() == Plan::Scan)
 }
 
-/// What is chosen for a common shape.
-fn chosen(device: &TestDevice, dtype: RefDType, gate: CaseGate) -> Blueprint {
+/// What is chosen for a common shape, if the device has the type.
+fn chosen(device: &TestDevice, dtype: RefDType, gate: CaseGate) -> Option<Blueprint> {
     let case = one_shape().into_iter().find(|case| case.gate == gate).expect("every gate");
     let problem = Prepared::new(&case, dtype).problem;
-    check_chunked(&device.client, &problem, Strategy::Inferred).expect("a blueprint")
+    check_chunked(&device.client, &problem, Strategy::Inferred).ok()
 }
 
 fn check(
@@ -152,7 +152,8 @@ fn plans_agree() {
             if !has_scan(&device, dtype) {
                 continue;
             }
-            let instruction = chosen(&device, dtype, CaseGate::Vector).instruction();
+            let chosen = chosen(&device, dtype, CaseGate::Vector).expect("it has the scan plan");
+            let instruction = chosen.instruction();
             let short = Blueprint::Scan(ScanBlueprint { segment: 1, instruction });
             for strategy in
                 [Strategy::Plan(Plan::Scan), Strategy::Plan(Plan::Split), Strategy::Forced(short)]

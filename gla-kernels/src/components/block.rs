@@ -1,11 +1,11 @@
 //! The tensor-core seam: products of 16 x 16 blocks with f32 accumulators, operands from shared memory.
 //!
 //! Two instructions stand behind it, see [`Instruction`]: `mma.m16n8k16`, whose registers are the
-//! kernel's own, and matrices of a plane (`cmma`: cooperative matrices on Vulkan, `wmma` on CUDA),
+//! kernel's own, and matrices of a plane (`cmma`: Vulkan's cooperative matrices),
 //! whose elements no kernel sees but through shared memory. The kernels know one layout, that of
 //! `mma`: a plane of 32 lanes holds a 16 x 16 accumulator as four pairs of neighbouring columns a lane,
 //! pair `2 n + half` in row `lane / 4 + 8 half` and columns `8 n + 2 (lane % 4)` and the next.
-//! [`Acc::pairs`] gives them, [`Right::of_pairs`] takes them: at no cost with `mma`, through a scratch of
+//! [`Acc::add_to`] gives them, [`Right::of_pairs`] takes them: at no cost with `mma`, through a scratch of
 //! the plane with `cmma`.
 
 use cubecl::cmma::{self, Matrix, MatrixIdent, MatrixLayout, MmaDefinition};
@@ -66,8 +66,8 @@ pub struct Scratch<E: Float> {
 /// Bytes of [`Scratch`] for so many planes, and elements of `size` bytes, 0 if none are rounded.
 pub const fn scratch_bytes(planes: usize, size: usize, by: Instruction) -> usize {
     match by {
-        Instruction::Cmma => 16 + planes * 2 * 16 * (4 * FLOATS + size * HALVES),
-        _ => 16,
+        Instruction::Cmma => 32 + planes * 2 * 16 * (4 * FLOATS + size * HALVES),
+        _ => 32,
     }
 }
 
@@ -188,24 +188,22 @@ impl<E: Float> Left<E> {
     }
 }
 
+/// An operand of `mma` with its columns times factors, of columns `8 half + 2 (lane % 4)` and the next.
 #[cube]
-impl<E: Float> Left<E> {
-    /// With its columns times factors, of columns `8 half + 2 (lane % 4)` and the next. One of `cmma` stays
-    /// as it is: it was loaded from a tile that has them.
-    pub fn scaled(self, factors: &Array<Pair<f32>>) -> Self {
-        match self {
-            Left::Mma(quad) => {
-                let mut out = Array::<Pair<E>>::new(4usize);
-                #[unroll]
-                for i in 0..4usize {
-                    let scaled = Pair::<f32>::cast_from(quad[i]) * factors[i / 2];
-                    out[i] = Vector::cast_from(scaled);
-                }
-                Left::<E>::new_Mma(out)
+pub fn scaled<E: Float>(left: &Left<E>, factors: &Array<Pair<f32>>) -> Left<E> {
+    let mut out = Array::<Pair<E>>::new(4usize);
+    match left {
+        Left::Mma(quad) =>
+        {
+            #[unroll]
+            for i in 0..4usize {
+                let scaled = Pair::<f32>::cast_from(quad[i]) * factors[i / 2];
+                out[i] = Vector::cast_from(scaled);
             }
-            Left::Cmma(x) => Left::<E>::new_Cmma(x),
         }
+        Left::Cmma(_) => {}
     }
+    Left::<E>::new_Mma(out)
 }
 
 /// Whether the highest bit in which row and column differ is `level`.

@@ -1,4 +1,4 @@
-//! The tile contraction, the one place where an instruction matters.
+//! The tile contraction of the split plan, in registers.
 
 use cubecl::prelude::*;
 

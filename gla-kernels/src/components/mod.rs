@@ -1,4 +1,4 @@
-//! What the kernels share: addressing, gates and the tile contraction.
+//! What the kernels share: addressing, gates, products of blocks and the tile contraction.
 
 mod address;
 mod block;

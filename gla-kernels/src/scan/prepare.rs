@@ -7,9 +7,9 @@
 //! * the decay of the whole chunk.
 //!
 //! A unit owns 8 rows of one channel and writes the levels (see [`super::levels`]); then planes multiply
-//! them. Of the four 16 x 16 tiles on the diagonal, one plane has levels 0 and 1, one levels 2 and 3,
-//! one the diagonal itself; the six tiles below are those of levels 4 and 5. In the end each element of
-//! `A` is taken from the product that it is of.
+//! them, in 16 works of one or two products: for each of the four 16 x 16 tiles on the diagonal one of
+//! levels 0 and 1, one of levels 2 and 3, one of the diagonal itself; and four for the six tiles below,
+//! those of levels 4 and 5. In the end each element of `A` is taken from the product that it is of.
 
 use cubecl::prelude::*;
 

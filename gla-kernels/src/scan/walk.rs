@@ -39,7 +39,7 @@ use super::walk_spec::{Decay, Intra, KeyAxis, TOTAL, Trace, WalkSpec};
 use crate::Instruction;
 use crate::components::{
     Acc, ChunkRows, Left, Pair, Right, Scratch, chunk_rows, element, load_pairs_of, multiply,
-    pair_position, zero_pairs,
+    pair_position, scaled, zero_pairs,
 };
 
 /// * `left`, `update`: `[rows, heads of each, depth_width]`; `right`: `[rows, its heads, width]`
@@ -385,8 +385,8 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
                     } else {
                         scale
                     };
-                    let scaled = Vector::<f32, C>::cast_from(next_right[n]) * Vector::new(factor);
-                    next_right[n] = Vector::cast_from(scaled);
+                    let product = Vector::<f32, C>::cast_from(next_right[n]) * Vector::new(factor);
+                    next_right[n] = Vector::cast_from(product);
                 }
                 put::<E, C>(&next_right, &mut right_tile, rows.len, column0, from_right);
             }
@@ -527,9 +527,10 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
             let right = rights.index(s);
             let left =
                 Left::<E>::transpose(right, &right_tile, s * 16, plane_column, column_stride);
-            if scales_right {
+            // where tiles take turns, that of `right` has been put down scaled
+            if comptime!(scales_right && !takes_turns) {
                 let factors = factors_of_right(&decay_tiles, decay_at, s, scale, spec);
-                lefts.push(left.scaled(&factors));
+                lefts.push(scaled::<E>(&left, &factors));
             } else {
                 lefts.push(left);
             }

@@ -135,7 +135,7 @@ const TILES: [(usize, usize); 4] = [(128, 4), (64, 4), (64, 2), (128, 2)];
 /// share what a cube reads.
 const STATE_TILES: [(usize, usize); 4] = [(64, 8), (64, 4), (64, 2), (128, 2)];
 
-/// The same for [`Instruction::Cmma`]: planes do not share a depth.
+/// The same for [`Instruction::Cmma`], where planes do not share a depth: three, of which one stands twice.
 const MATRIX_TILES: [(usize, usize); 4] = [(128, 4), (128, 4), (128, 2), (128, 1)];
 
 /// What a walk depends on.
@@ -151,6 +151,8 @@ pub(crate) struct WalkShape {
     pub processors: usize,
     /// Bytes of shared memory that a cube may use.
     pub shared_memory: usize,
+    /// Units that a cube may have.
+    pub units: usize,
     /// Last chunk first.
     pub reversed: bool,
     /// Whether the state starts from a buffer, or at zero.
@@ -172,6 +174,7 @@ impl WalkShape {
             count,
             processors: limits.processors,
             shared_memory: limits.shared_memory,
+            units: limits.units,
             reversed,
             has_start: true,
         }
@@ -210,7 +213,9 @@ impl WalkSpec {
             _ => tiles,
         };
         let specs = tiles.map(|tile| make(shape, tile));
-        let fits = |spec: &&WalkSpec| spec.shared_memory(2) <= shape.shared_memory;
+        let fits = |spec: &&WalkSpec| {
+            spec.shared_memory(2) <= shape.shared_memory && spec.units() <= shape.units
+        };
         let enough = |spec: &&WalkSpec| {
             let cubes = shape.count * spec.heads * spec.parts * spec.tiles();
             // with the depth in one or two planes a processor takes two cubes
