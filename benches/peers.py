@@ -187,21 +187,22 @@ def attempt(measure, *sizes):
         measure(*sizes)
     except Exception as error:  # a peer that fails is reported, and the others go on
         print(f"peers.py: {measure.__name__}{sizes} failed: {str(error)[:200]}", flush=True)
+    if worker is None:  # what is measured is kept, should the run end early
+        with open(sys.argv[1] if len(sys.argv) > 1 else "peers.json", "w") as out:
+            json.dump(rows, out, indent=1)
 
 
 if worker is not None:
     take_a_share()
-elif fla:
-    warm_workers()
+else:
+    attempt(matmul, 8192)
+    for b, t in ((8, 1024), (16, 1024), (8, 2048), (4, 4096), (2, 8192), (1, 16384)):
+        attempt(attention, b, t, 16, 128)
+    if fla:
+        warm_workers()
 if fla:
     for case in CHUNKED:
         attempt(chunked, *case)
     for case in DECODE:
         attempt(decode, *case)
     attempt(train, 8, 2048)
-if worker is None:
-    for b, t in ((8, 1024), (16, 1024), (8, 2048), (4, 4096), (2, 8192), (1, 16384)):
-        attempt(attention, b, t, 16, 128)
-    attempt(matmul, 8192)
-    with open(sys.argv[1] if len(sys.argv) > 1 else "peers.json", "w") as out:
-        json.dump(rows, out, indent=1)
