@@ -3,7 +3,7 @@ use burn::config::Config;
 use super::{GateParts, Heads, OutputNorm, Parts, layer_of_parts};
 use crate::nn::FeatureMap;
 
-/// Configuration to create a [`GatedLinearAttention`] layer using the
+/// Configuration to create a [`GatedLinearAttention`](crate::nn::GatedLinearAttention) layer using the
 /// [init function](GatedLinearAttentionConfig::init).
 #[derive(Config, Debug)]
 pub struct GatedLinearAttentionConfig {
