@@ -203,7 +203,7 @@ impl StateVisitor for Put {
 }
 
 /// The parts with the same shape but for the first axis. Absent if one of them must not be.
-fn aligned<const D: usize>(
+pub(super) fn aligned<const D: usize>(
     name: &str,
     axis: StateAxis,
     parts: Vec<Option<Tensor<D>>>,

@@ -9,7 +9,8 @@ use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData, assert_shape};
 
 use super::{Mix, Pass, mixer_methods};
 use crate::nn::init::{projection, projection_with_bias};
-use crate::nn::{LayerState, LayerStateShape, Rotary, SequenceLayout};
+use crate::nn::state_rows::aligned;
+use crate::nn::{LayerState, LayerStateShape, Rotary, SequenceLayout, StateAxis};
 
 /// Configuration to create a [`SoftmaxAttention`] layer using the
 /// [init function](SoftmaxAttentionConfig::init).
@@ -183,8 +184,8 @@ impl Mix for SoftmaxAttention {
                 }
                 if let Some(state) = &mut state {
                     let (keys, values) = cached.into_iter().map(|s| (s.keys, s.values)).unzip();
-                    state.keys = align(keys);
-                    state.values = align(values);
+                    state.keys = align("keys", keys);
+                    state.values = align("values", values);
                 }
                 Tensor::cat(outputs, 1)
             }
@@ -318,17 +319,9 @@ impl SoftmaxAttention {
 }
 
 /// One tensor of those of single sequences, each filled up in front to the longest.
-fn align(rows: Vec<Option<Tensor<4>>>) -> Option<Tensor<4>> {
-    let some = rows.iter().flatten().next()?;
-    let ([_, _, heads, dim], options) = (some.dims(), (&some.device(), some.dtype()));
-    let length = |row: &Option<Tensor<4>>| row.as_ref().map_or(0, |row| row.dims()[1]);
-    let longest = rows.iter().map(length).max()?;
-    let filled = rows.into_iter().map(|row| {
-        let missing = longest - length(&row);
-        let zeros = (missing > 0).then(|| Tensor::zeros([1, missing, heads, dim], options));
-        Tensor::cat(zeros.into_iter().chain(row).collect(), 1)
-    });
-    Some(Tensor::cat(filled.collect(), 0))
+fn align(name: &str, rows: Vec<Option<Tensor<4>>>) -> Option<Tensor<4>> {
+    let single = vec![1; rows.len()];
+    Some(Tensor::cat(aligned(name, StateAxis::Time, rows, &single)?, 0))
 }
 
 impl ModuleDisplay for SoftmaxAttention {
