@@ -136,6 +136,19 @@ fn load_matrix<E: Float, N: Size>(
     x
 }
 
+/// The registers of a block that is read transposed or not, and put in the order of a transpose or not.
+#[cube]
+fn load_operand<E: Float, N: Size>(
+    tile: &[Vector<E, N>],
+    at: usize,
+    #[comptime] stride: usize,
+    #[comptime] transpose: bool,
+    #[comptime] permute: bool,
+) -> Quad<E> {
+    let quad = load_quad::<E, N>(tile, at, stride, transpose);
+    if permute { permuted::<E>(&quad) } else { quad }
+}
+
 #[cube]
 fn permuted<E: Float>(quad: &Quad<E>) -> Quad<E> {
     let mut out = Array::<Pair<E>>::new(4usize);
@@ -163,12 +176,7 @@ impl<E: Float> Left<E> {
             let x = load_matrix::<E, N>(tile, at, stride, MatrixIdent::A, transposed);
             Left::<E>::new_Cmma(x)
         } else {
-            let quad = load_quad::<E, N>(tile, at, stride, transposed);
-            if transposed {
-                Left::<E>::new_Mma(permuted::<E>(&quad))
-            } else {
-                Left::<E>::new_Mma(quad)
-            }
+            Left::<E>::new_Mma(load_operand::<E, N>(tile, at, stride, transposed, transposed))
         }
     }
 
@@ -284,12 +292,8 @@ impl<E: Float> Right<E> {
             Right::<E>::new_Cmma(x)
         } else {
             // the registers of a right operand are those of its transpose
-            let quad = load_quad::<E, N>(tile, at, stride, comptime!(!transposed));
-            if transposed {
-                Right::<E>::new_Mma(permuted::<E>(&quad))
-            } else {
-                Right::<E>::new_Mma(quad)
-            }
+            let transpose = comptime!(!transposed);
+            Right::<E>::new_Mma(load_operand::<E, N>(tile, at, stride, transpose, transposed))
         }
     }
 

@@ -260,28 +260,25 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
         }
         #[unroll]
         for d in 0..comptime!(if spec.emits { plane_depth / 16 } else { 0 }) {
-            let right = Right::<E>::of_pairs(&state, 4 * d, &mut scratch, by);
-            let mut rests = zero_pairs(4usize);
+            // the state, and what rounding took off it
+            let mut terms = Sequence::<Right<E>>::new();
+            terms.push(Right::<E>::of_pairs(&state, 4 * d, &mut scratch, by));
             if comptime!(spec.precise) {
+                let mut rests = zero_pairs(4usize);
                 #[unroll]
                 for i in 0..4usize {
                     let rounded = Pair::<E>::cast_from(state[4 * d + i]);
                     rests[i] = state[4 * d + i] - Vector::cast_from(rounded);
                 }
+                terms.push(Right::<E>::of_pairs(&rests, 0usize, &mut scratch, by));
             }
             #[unroll]
             for m in 0..4usize {
                 let (row, col) = (m * 16, plane_row + d * 16);
                 let left = Left::<E>::load(&left_tile, row, col, depth_stride, false, by);
-                multiply::<E>(&left, &right, sums.index_mut(m));
-            }
-            if comptime!(spec.precise) {
-                let rest = Right::<E>::of_pairs(&rests, 0usize, &mut scratch, by);
                 #[unroll]
-                for m in 0..4usize {
-                    let (row, col) = (m * 16, plane_row + d * 16);
-                    let left = Left::<E>::load(&left_tile, row, col, depth_stride, false, by);
-                    multiply::<E>(&left, &rest, sums.index_mut(m));
+                for term in 0..comptime!(if spec.precise { 2 } else { 1 }) {
+                    multiply::<E>(&left, terms.index(term), sums.index_mut(m));
                 }
             }
         }
@@ -329,13 +326,13 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
                 }
             }
         }
+        let mut further = Sequence::<Acc>::new();
+        #[unroll]
+        for m in 0..comptime!(if early && has_intra { 4 } else { 0 }) {
+            further.push(Acc::onto(&acc, 4 * m, by));
+        }
+        let mut sums = if early { further } else { sums };
         if has_intra {
-            let mut further = Sequence::<Acc>::new();
-            #[unroll]
-            for m in 0..comptime!(if early { 4 } else { 0 }) {
-                further.push(Acc::onto(&acc, 4 * m, by));
-            }
-            let mut sums = if early { further } else { sums };
             #[unroll]
             for s in 0..4usize {
                 if part == 0 && takes_block(depth_plane, s, sharing) {
@@ -357,11 +354,8 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
                     }
                 }
             }
-            #[unroll]
-            for m in 0..4usize {
-                sums.index(m).add_to::<E>(&mut acc, 4 * m, &mut scratch);
-            }
-        } else if comptime!(spec.emits && !early) {
+        }
+        if comptime!(spec.emits && (has_intra || !early)) {
             #[unroll]
             for m in 0..4usize {
                 sums.index(m).add_to::<E>(&mut acc, 4 * m, &mut scratch);
