@@ -115,11 +115,11 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
     // the plane's columns and depth in the cube
     let column_plane = (unit / 32) % spec.column_planes;
     let depth_plane = unit / comptime!(32 * spec.column_planes);
-    let plane_column = column_plane * 16;
+    let blocks = comptime!(spec.column_blocks);
+    let plane_column = column_plane * comptime!(16 * blocks);
     let plane_row = depth_plane * plane_depth;
-    // of this lane's accumulators: the first of two columns, and the depth of the first pair
-    let own_column = column0 + plane_column + lane / 4;
-    let own_depth = depth0 + plane_row + 2 * (lane % 4);
+    // the corner of the plane's state
+    let (corner_deep, corner_column) = (depth0 + plane_row, column0 + plane_column);
 
     let (deep, wide, across) = (D::value(), C::value(), I::value());
     let mut left_tile = Shared::<[Vector<E, D>]>::new_aligned_slice(
@@ -148,24 +148,23 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
     let decay_len = comptime!(spec.decay_len());
     let mut decay_tiles = Shared::<[f32]>::new_slice(comptime!(2 * decay_len));
 
-    // the state, transposed: accumulator tile n holds depth 8 n .. 8 n + 8
-    let depth_tiles = comptime!(plane_depth / 8);
+    // the state, transposed, in 16 x 16 blocks along the depth
+    let block_pairs = comptime!(spec.block_pairs());
+    let state_pairs = comptime!(blocks * block_pairs);
     let state_base = (sequence * spec.heads + head) * comptime!(key_dim * value_dim);
-    let mut state = zero_pairs(comptime!(2 * depth_tiles));
+    let mut state = zero_pairs(state_pairs);
     if comptime!(spec.has_start) {
         #[unroll]
-        for n in 0..depth_tiles {
+        for n in 0..state_pairs {
+            let (deep, column) = state_pair(n, spec);
+            let mut pair = Pair::<f32>::empty();
             #[unroll]
-            for half in 0..2usize {
-                let mut pair = Pair::<f32>::empty();
-                #[unroll]
-                for e in 0..2usize {
-                    let (at, valid) = state_at(own_depth + 8 * n + e, own_column + 8 * half, spec);
-                    let value = start[select(valid, state_base + at, 0usize)];
-                    pair.insert(e, select(valid, value, f32::new(0.0)));
-                }
-                state[2 * n + half] = pair;
+            for e in 0..2usize {
+                let (at, valid) = state_at(corner_deep + deep + e, corner_column + column, spec);
+                let value = start[select(valid, state_base + at, 0usize)];
+                pair.insert(e, select(valid, value, f32::new(0.0)));
             }
+            state[n] = pair;
         }
     }
 
@@ -233,7 +232,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
             }
         }
         fetch_decays(decays, &mut next_decays, next_chunk, head, decay0, spec);
-        let pairs = comptime!(plane_depth / 4);
+        let pairs = block_pairs;
         let traces = comptime!(spec.traces());
         let trace_from = (chunk * spec.heads + head) * comptime!(spec.trace_pairs())
             + (tile * spec.parts + part) * comptime!(traces * units);
@@ -248,8 +247,8 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
 
         let mut rights = Sequence::<Right<E>>::new();
         #[unroll]
-        for s in 0..4usize {
-            let (row, col) = (s * 16, plane_column);
+        for n in 0..comptime!(4 * blocks) {
+            let (row, col) = (n % 4 * 16, plane_column + n / 4 * 16);
             rights.push(Right::<E>::load(&right_tile, row, col, column_stride, false, by));
         }
 
@@ -419,7 +418,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
                 let mut sum = sums[half];
                 sum += plane_shuffle_xor(sum, 1u32);
                 sum += plane_shuffle_xor(sum, 2u32);
-                let column = own_column + 8 * half;
+                let column = corner_column + lane / 4 + 8 * half;
                 if lane % 4 < 1 && column < spec.padded {
                     let share = part * sharing + depth_plane;
                     let row = (share * num_chunks + chunk) * spec.heads + head;
@@ -497,32 +496,28 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
         }
 
         #[unroll]
-        for n in 0..comptime!(if spec.decay == Decay::None { 0 } else { depth_tiles }) {
-            #[unroll]
-            for half in 0..2usize {
-                let mut factor = Pair::<f32>::empty();
-                if comptime!(by_rows) {
-                    factor = Vector::new(decay_tiles[decay_at + TOTAL]);
-                } else if keys_deep {
-                    let at = decay_at + plane_row + 8 * n + 2 * (lane % 4);
-                    factor.insert(0usize, decay_tiles[at]);
-                    factor.insert(1usize, decay_tiles[at + 1]);
-                } else {
-                    let own = decay_tiles[decay_at + plane_column + lane / 4 + 8 * half];
-                    factor.insert(0usize, own);
-                    factor.insert(1usize, own);
-                }
-                state[2 * n + half] *= factor;
+        for n in 0..comptime!(if spec.decay == Decay::None { 0 } else { state_pairs }) {
+            let (deep, column) = state_pair(n, spec);
+            let mut factor = Pair::<f32>::empty();
+            if comptime!(by_rows) {
+                factor = Vector::new(decay_tiles[decay_at + TOTAL]);
+            } else if keys_deep {
+                let at = decay_at + plane_row + deep;
+                factor.insert(0usize, decay_tiles[at]);
+                factor.insert(1usize, decay_tiles[at + 1]);
+            } else {
+                factor = Vector::new(decay_tiles[decay_at + plane_column + column]);
             }
+            state[n] *= factor;
         }
         let mut lefts = Sequence::<Left<E>>::new();
         #[unroll]
-        for s in 0..4usize {
-            let right = rights.index(s);
-            let left =
-                Left::<E>::transpose(right, &right_tile, s * 16, plane_column, column_stride);
+        for n in 0..comptime!(4 * blocks) {
+            let (row, col) = (n % 4 * 16, plane_column + n / 4 * 16);
+            let left = Left::<E>::transpose(rights.index(n), &right_tile, row, col, column_stride);
             // where tiles take turns, that of `right` has been put down scaled
             if comptime!(scales_right && !takes_turns) {
+                let s = comptime!(n % 4);
                 let factors = factors_of_right(&decay_tiles, decay_at, s, scale, spec);
                 lefts.push(scaled::<E>(&left, &factors));
             } else {
@@ -531,7 +526,11 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
         }
         #[unroll]
         for d in 0..comptime!(plane_depth / 16) {
-            let mut sum = Acc::onto(&state, 4 * d, by);
+            let mut sums = Sequence::<Acc>::new();
+            #[unroll]
+            for block in 0..blocks {
+                sums.push(Acc::onto(&state, comptime!(block * block_pairs + 4 * d), by));
+            }
             #[unroll]
             for s in 0..4usize {
                 let (row, col) = (s * 16, plane_row + d * 16);
@@ -540,9 +539,17 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
                 } else {
                     Right::<E>::load(&update_tile, row, col, depth_stride, false, by)
                 };
-                multiply::<E>(lefts.index(s), &right, &mut sum);
+                #[unroll]
+                for block in 0..blocks {
+                    let left = lefts.index(comptime!(4 * block + s));
+                    multiply::<E>(left, &right, sums.index_mut(block));
+                }
             }
-            sum.add_to::<E>(&mut state, 4 * d, &mut scratch);
+            #[unroll]
+            for block in 0..blocks {
+                let first = comptime!(block * block_pairs + 4 * d);
+                sums.index(block).add_to::<E>(&mut state, first, &mut scratch);
+            }
         }
         if takes_turns {
             sync_cube();
@@ -550,18 +557,25 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
     }
 
     #[unroll]
-    for n in 0..depth_tiles {
+    for n in 0..state_pairs {
+        let (deep, column) = state_pair(n, spec);
         #[unroll]
-        for half in 0..2usize {
-            #[unroll]
-            for e in 0..2usize {
-                let (at, valid) = state_at(own_depth + 8 * n + e, own_column + 8 * half, spec);
-                if valid {
-                    end[state_base + at] = state[2 * n + half].extract(e);
-                }
+        for e in 0..2usize {
+            let (at, valid) = state_at(corner_deep + deep + e, corner_column + column, spec);
+            if valid {
+                end[state_base + at] = state[n].extract(e);
             }
         }
     }
+}
+
+/// Depth and column of a unit's pair of the state, from the plane's corner: of its first number; the
+/// second is one deeper.
+#[cube]
+fn state_pair(#[comptime] n: usize, #[comptime] spec: WalkSpec) -> (usize, usize) {
+    let (block, at) = comptime!((n / spec.block_pairs(), n % spec.block_pairs()));
+    let (row, col) = pair_position(comptime!(at % 4));
+    (comptime!(at / 4 * 16) + col, comptime!(block * 16) + row)
 }
 
 /// Reads a unit's share of a chunk's decays into registers.

@@ -89,6 +89,8 @@ pub struct WalkSpec {
     pub depth_planes: usize,
     /// Planes that share its columns.
     pub column_planes: usize,
+    /// 16-column blocks of a plane; one if there are outputs.
+    pub column_blocks: usize,
     /// Cubes that share the depth; each writes its own part of the output.
     pub parts: usize,
     /// Key channels `K` and value channels `V` of the state `[N, H, K, V]`.
@@ -127,16 +129,19 @@ const fn max_depth(instruction: Instruction) -> usize {
     }
 }
 
-/// Depth that a plane holds at most, and columns of a cube in planes. The third makes the most cubes,
-/// the last takes the least shared memory.
-const TILES: [(usize, usize); 4] = [(128, 4), (64, 4), (64, 2), (128, 2)];
+/// How the state is cut: most depth of a plane, planes beside each other in a cube, and 16-column blocks of a
+/// plane.
+type Tile = (usize, usize, usize);
 
-/// The same for a walk without outputs, which needs half the registers of each unit: twice the planes
-/// share what a cube reads.
-const STATE_TILES: [(usize, usize); 4] = [(64, 8), (64, 4), (64, 2), (128, 2)];
+/// Tiles of a walk; the third makes the most cubes, the last takes the least shared memory.
+const TILES: [Tile; 4] = [(128, 4, 1), (64, 4, 1), (64, 2, 1), (128, 2, 1)];
+
+/// The same for a walk without outputs, which needs half the registers of each unit: with two blocks a
+/// plane reads what it multiplies half as often.
+const STATE_TILES: [Tile; 4] = [(64, 4, 2), (64, 2, 2), (64, 2, 1), (128, 2, 1)];
 
 /// The same for [`Instruction::Cmma`], where planes do not share a depth: three, of which one stands twice.
-const MATRIX_TILES: [(usize, usize); 4] = [(128, 4), (128, 4), (128, 2), (128, 1)];
+const MATRIX_TILES: [Tile; 4] = [(128, 4, 1), (128, 4, 1), (128, 2, 1), (128, 1, 1)];
 
 /// What a walk depends on.
 #[derive(Clone, Copy, Debug)]
@@ -203,11 +208,7 @@ impl WalkSpec {
 
     /// The widest tile with enough cubes for the device among those that fit it; measured, see the
     /// log of the benches.
-    fn chosen(
-        shape: WalkShape,
-        tiles: [(usize, usize); 4],
-        make: impl Fn(WalkShape, (usize, usize)) -> Self,
-    ) -> Self {
+    fn chosen(shape: WalkShape, tiles: [Tile; 4], make: impl Fn(WalkShape, Tile) -> Self) -> Self {
         let tiles = match shape.instruction {
             Instruction::Cmma => MATRIX_TILES,
             _ => tiles,
@@ -229,7 +230,7 @@ impl WalkSpec {
         *first.or(specs[2..].iter().find(fits)).unwrap_or(&specs[3])
     }
 
-    fn values_with(shape: WalkShape, tile: (usize, usize)) -> Self {
+    fn values_with(shape: WalkShape, tile: Tile) -> Self {
         let WalkShape { dims, reversed, .. } = shape;
         let [q, k, depth] = operands(dims);
         WalkSpec {
@@ -242,7 +243,7 @@ impl WalkSpec {
         }
     }
 
-    fn keys_with(shape: WalkShape, tile: (usize, usize)) -> Self {
+    fn keys_with(shape: WalkShape, tile: Tile) -> Self {
         let WalkShape { dims, reversed, .. } = shape;
         let [q, k, width] = operands(dims);
         let decay = Decay::of(dims.gate);
@@ -269,7 +270,7 @@ impl WalkSpec {
     }
 
     /// Tiles for a depth and a width; the operands are still to be told.
-    fn tiled(shape: WalkShape, tile: (usize, usize), depth: usize, width: usize) -> Self {
+    fn tiled(shape: WalkShape, tile: Tile, depth: usize, width: usize) -> Self {
         let parts = depth.div_ceil(max_depth(shape.instruction));
         let part_depth = depth.div_ceil(parts);
         let depth_planes = part_depth.div_ceil(tile.0);
@@ -283,7 +284,8 @@ impl WalkSpec {
             width,
             plane_depth: part_depth.div_ceil(depth_planes).next_multiple_of(16),
             depth_planes,
-            column_planes: width.div_ceil(16).min(tile.1),
+            column_planes: width.div_ceil(16 * tile.2).min(tile.1),
+            column_blocks: tile.2,
             parts,
             state: (shape.dims.key_dim, shape.dims.value_dim),
             padded: padded(shape.dims),
@@ -307,12 +309,17 @@ impl WalkSpec {
 
     /// Columns of a cube.
     pub const fn columns(&self) -> usize {
-        16 * self.column_planes
+        16 * self.column_planes * self.column_blocks
     }
 
     /// Units of a cube.
     pub const fn units(&self) -> usize {
         32 * self.column_planes * self.depth_planes
+    }
+
+    /// Pairs of the state that a unit has of each block.
+    pub const fn block_pairs(&self) -> usize {
+        self.plane_depth / 4
     }
 
     /// Column tiles.
