@@ -1,17 +1,19 @@
 //! Kernel `intra_grad`: the gradients of `q`, `k` and the gate for one chunk of one head.
 //!
-//! First `dA / scale = do v^T` below and on the diagonal, made symmetric: `M`. Then, with the levels of
+//! First `range do v^T` below and on the diagonal, made symmetric: `M`, with the power of two next to the
+//! scale, so that `M` is rounded, and has the range, as `dA`. Then, with the levels of
 //! [`super::levels`] and `L` the queries or keys of a level with their decay from or to its boundary,
 //!
 //! ```text
 //! G_level = (M where the highest differing bit of row and column is the level) L_level
 //! ```
 //!
-//! is what the other half sends a row, but for the row's own decay `w`: `dq_t += scale w G_t` in
-//! second halves, `dk_s += scale w G_s` in first halves. `u = scale x w G`, `x` the row of `q` or `k`,
-//! summed from a row to the end of its half (queries) or from the start of its half to before the row
-//! (keys), is the level's share of `dg`. The shares through the state are the same with the whole chunk
-//! as half, and pairs on both sides of the chunk enter through the products of state and state gradient.
+//! is what the other half sends a row, but for the row's own decay `w`: with `r = scale / range`,
+//! `dq_t += r w G_t` in second halves, `dk_s += r w G_s` in first halves. `u = r x w G`, `x` the row of
+//! `q` or `k`, summed from a row to the end of its half (queries) or from the start of its half to before
+//! the row (keys), is the level's share of `dg`. The shares through the state are the same with the whole
+//! chunk as half, and pairs on both sides of the chunk enter through the products of state and state
+//! gradient.
 
 use cubecl::prelude::*;
 
@@ -73,6 +75,7 @@ pub(crate) fn gla_scan_intra_grad_kernel<
     num_chunks: usize,
     tasks: usize,
     scale: f32,
+    range: f32,
     #[comptime] spec: ChunkSpec,
     #[comptime] parts: usize,
     #[comptime] shares: usize,
@@ -102,7 +105,9 @@ pub(crate) fn gla_scan_intra_grad_kernel<
     // of the first slice, while `M` is formed
     let mut fetched = nothing_fetched::<E, G>();
     fetch_columns::<E, G>(q, k, gate, &mut fetched, &rows, head, channel, spec);
-    score_gradients::<E, N>(v, d_o, &mut tiles, &mut symmetric, &rows, head, spec);
+    score_gradients::<E, N>(v, d_o, &mut tiles, &mut symmetric, &rows, head, range, spec);
+    // what `M` lacks of the scale
+    let rest = scale / range;
 
     // a plane's share of the levels: 16 rows, 16 channels of a slice
     let own = plane % 4;
@@ -185,14 +190,14 @@ pub(crate) fn gla_scan_intra_grad_kernel<
         for r in 0..GROUP {
             // the diagonal: a row with itself, without decay
             let row = group * GROUP + r;
-            let own = f32::cast_from(symmetric[row * WIDE + row]) * scale;
+            let own = f32::cast_from(symmetric[row * WIDE + row]) * rest;
             grads.q[r] = own * x.k[r];
             grads.k[r] = own * x.q[r];
             grads.gate[r] = f32::new(0.0);
         }
-        read_inner::<E>(&x, &tiles, at, scale, &mut grads, 0usize, spec);
-        read_inner::<E>(&x, &tiles, at + tile, scale, &mut grads, 1usize, spec);
-        read_inner::<E>(&x, &tiles, at + 2 * tile, scale, &mut grads, 2usize, spec);
+        read_inner::<E>(&x, &tiles, at, rest, &mut grads, 0usize, spec);
+        read_inner::<E>(&x, &tiles, at + tile, rest, &mut grads, 1usize, spec);
+        read_inner::<E>(&x, &tiles, at + 2 * tile, rest, &mut grads, 2usize, spec);
         let cross = comptime!(slice_len * GROUPS);
         let own_sum = group * slice_len + channel;
         let mut sent = Sent { q: Array::new(GROUP), k: Array::new(GROUP) };
@@ -220,10 +225,10 @@ pub(crate) fn gla_scan_intra_grad_kernel<
                 sum_k += x.k[r] * x.tail[r] * sent.k[r];
             }
         }
-        read_outer::<E>(&x, scale, &tiles, at + 3 * tile, &mut sent, 3usize, spec);
-        let level4 = scale * beyond.level4;
+        read_outer::<E>(&x, rest, &tiles, at + 3 * tile, &mut sent, 3usize, spec);
+        let level4 = rest * beyond.level4;
         sums[own_sum] = read_outer::<E>(&x, level4, &tiles, at + 4 * tile, &mut sent, 4usize, spec);
-        let level5 = scale * beyond.level5;
+        let level5 = rest * beyond.level5;
         sums[cross + own_sum] =
             read_outer::<E>(&x, level5, &tiles, at + 5 * tile, &mut sent, 5usize, spec);
         add_sent(&x, &sent, &mut grads);
@@ -256,8 +261,9 @@ pub(crate) fn gla_scan_intra_grad_kernel<
     }
 }
 
-/// `do v^T`, below and on the diagonal, and its mirror image above.
+/// `range do v^T`, below and on the diagonal, and its mirror image above.
 #[cube]
+#[allow(clippy::too_many_arguments)]
 fn score_gradients<E: Float, N: Size>(
     v: &[Vector<E, N>],
     d_o: &[Vector<E, N>],
@@ -265,12 +271,13 @@ fn score_gradients<E: Float, N: Size>(
     symmetric: &mut [E],
     rows: &ChunkRows,
     head: usize,
+    range: f32,
     #[comptime] spec: ChunkSpec,
 ) {
     let (dims, planes) = comptime!((spec.dims, spec.planes()));
     let from_do = comptime!(Stage::slice(spec, dims.heads, dims.value_dim, spec.units()));
     let from_v = comptime!(Stage::slice(spec, dims.kv_heads, dims.value_dim, spec.units()));
-    let acc = row_products::<E, N>(d_o, v, tiles, rows, head, from_do, from_v, spec);
+    let acc = row_products::<E, N>(d_o, v, tiles, rows, head, range, from_do, from_v, spec);
     #[unroll]
     for round in 0..comptime!(PLANES.div_ceil(planes)) {
         let own = UNIT_POS as usize / 32 + round * planes;

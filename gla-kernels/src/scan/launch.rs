@@ -429,6 +429,7 @@ impl Launcher<'_, ScanBlueprint> {
                 self.num_chunks,
                 tasks,
                 self.problem.scale,
+                power_of_two(self.problem.scale),
                 self.chunk_spec(),
                 walked.parts,
                 walked.shares(),
@@ -445,5 +446,27 @@ impl Launcher<'_, ScanBlueprint> {
             _ => &[8, 4, 2],
         };
         sizes.iter().copied().find(|n| width.is_multiple_of(*n)).unwrap_or(1)
+    }
+}
+
+/// The power of two next to a scale, within what half precision multiplies exactly.
+fn power_of_two(scale: f32) -> f32 {
+    match scale.abs().log2().round() {
+        exponent if exponent.is_finite() => exponent.clamp(-8.0, 8.0).exp2(),
+        _ => 1.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::power_of_two;
+
+    #[test]
+    fn scales_are_near_a_power_of_two() {
+        let near = |scale: f32| (scale / power_of_two(scale)).abs();
+        for scale in [0.125, 0.0883, 0.0625, 1.0, -0.3, 3.0] {
+            assert!((0.7..1.42).contains(&near(scale)), "{scale}: {}", near(scale));
+        }
+        assert_eq!([0.0, 1e-30, 1e30].map(power_of_two), [1.0, 1.0 / 256.0, 256.0]);
     }
 }

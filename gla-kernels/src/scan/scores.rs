@@ -102,14 +102,16 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size>(
 
     let from_q = comptime!(Stage::slice(spec, dims.heads, dims.key_dim, UNITS));
     let from_k = comptime!(Stage::slice(spec, dims.kv_heads, dims.key_dim, UNITS));
+    let one = f32::new(1.0);
     let mut acc = zero_pairs(4usize);
-    let sums = row_products::<E, N>(q, k, &mut staged, &rows, head, from_q, from_k, spec);
+    let sums = row_products::<E, N>(q, k, &mut staged, &rows, head, one, from_q, from_k, spec);
     sums.index(0usize).add_to::<E>(&mut acc, 0usize, &mut scratch);
     let mut acc_grad = zero_pairs(4usize);
     if comptime!(backward) {
         let from_do = comptime!(Stage::slice(spec, dims.heads, dims.value_dim, UNITS));
         let from_v = comptime!(Stage::slice(spec, dims.kv_heads, dims.value_dim, UNITS));
-        let sums = row_products::<E, M>(d_o, v, &mut staged, &rows, head, from_do, from_v, spec);
+        let sums =
+            row_products::<E, M>(d_o, v, &mut staged, &rows, head, one, from_do, from_v, spec);
         sums.index(0usize).add_to::<E>(&mut acc_grad, 0usize, &mut scratch);
     }
 
@@ -163,9 +165,10 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size>(
     }
 }
 
-/// `left_t . right_s` of a chunk, below and on the diagonal: of each plane tile [`lower_tile`] of its
+/// `factor left_t . right_s` of a chunk, below and on the diagonal: of each plane tile [`lower_tile`] of its
 /// number, and of those of as many more as there are planes in the cube; none beyond the tenth.
-/// `staged`: two tiles `[64, stride]`.
+/// `factor` is a power of two: rows of `left` take it in their own type. `staged`: two tiles
+/// `[64, stride]`.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn row_products<E: Float, N: Size>(
@@ -174,6 +177,7 @@ pub(crate) fn row_products<E: Float, N: Size>(
     staged: &mut [E],
     rows: &ChunkRows,
     head: usize,
+    factor: f32,
     #[comptime] from_left: Stage,
     #[comptime] from_right: Stage,
     #[comptime] spec: ChunkSpec,
@@ -194,6 +198,11 @@ pub(crate) fn row_products<E: Float, N: Size>(
     for slice in 0..comptime!(from_left.width.div_ceil(slice_len)) {
         sync_cube();
         let at = slice * slice_len;
+        #[unroll]
+        for n in 0..held::<N>(from_left) {
+            let product = Vector::<f32, N>::cast_from(next_left[n]) * Vector::new(factor);
+            next_left[n] = Vector::cast_from(product);
+        }
         stage::<E, N>(&next_left, &mut staged[0..tile], rows.len, at, from_left, by);
         let second = &mut staged[tile..comptime!(2 * tile)];
         stage::<E, N>(&next_right, second, rows.len, at, from_right, by);
