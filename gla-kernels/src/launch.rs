@@ -80,24 +80,28 @@ impl<'a, B> Launcher<'a, B> {
     }
 
     /// Where a kernel that works per query head and in `parts` writes an output
-    /// `[rows, own_heads, width]`: `out` itself, or f32 scratch for [`sum_shares`](Self::sum_shares).
+    /// `[rows, own_heads, width]`: `out` itself, or scratch for [`sum_shares`](Self::sum_shares). That
+    /// is of f32 for the heads of a group, and `part_type` for parts alone.
     pub fn shares(
         &self,
         out: &Handle,
         own_heads: usize,
         width: usize,
         parts: usize,
+        part_type: ElemType,
     ) -> (Handle, ElemType) {
-        match parts * self.problem.dims.heads / own_heads {
-            1 => (out.clone(), self.problem.dtype),
-            _ => (self.scratch(parts * self.row_heads() * width), f32::elem_type_native()),
+        let len = parts * self.row_heads() * width;
+        match (parts, self.problem.dims.heads / own_heads) {
+            (1, 1) => (out.clone(), self.problem.dtype),
+            (_, 1) => (self.client.empty(part_type.size() * len.max(1)), part_type),
+            _ => (self.scratch(len), f32::elem_type_native()),
         }
     }
 
     /// Adds up what was written to [`shares`](Self::shares) of `out`.
     pub fn sum_shares(
         &self,
-        written: &Handle,
+        (written, written_type): (&Handle, ElemType),
         out: &Handle,
         own_heads: usize,
         width: usize,
@@ -106,28 +110,32 @@ impl<'a, B> Launcher<'a, B> {
         let group = self.problem.dims.heads / own_heads;
         if parts * group > 1 {
             let sum = Sum { parts, group, width, inner: 1 };
-            self.reduce_heads(written, out, sum, self.problem.dtype);
+            self.reduce_heads(written, out, sum, [written_type, self.problem.dtype]);
         }
     }
 
-    /// Stage `reduce` over parts, the heads of a group and inner channels, with a cast to `dtype`.
-    pub fn reduce_heads(&self, x: &Handle, out: &Handle, sum: Sum, dtype: ElemType) {
+    /// Stage `reduce` over parts, the heads of a group and inner channels, from one type to another.
+    pub fn reduce_heads(&self, x: &Handle, out: &Handle, sum: Sum, types: [ElemType; 2]) {
         let elements = self.row_heads() / sum.group * sum.width;
         if elements == 0 {
             return;
         }
+        let fits = |&size: &usize| size == 1 || sum.inner == 1 && sum.width.is_multiple_of(size);
+        let size = [4, 2, 1].into_iter().find(fits).unwrap_or(1);
+        let vectors = elements / size;
         let units = 64;
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
             reduce::gla_reduce_heads_kernel::launch_unchecked(
                 self.client,
-                cubes(elements.div_ceil(units), &self.limits),
+                cubes(vectors.div_ceil(units), &self.limits),
                 CubeDim::new_1d(units as u32),
-                arg(x, sum.parts * self.row_heads() * sum.width * sum.inner),
-                arg(out, elements),
-                elements,
+                size,
+                arg(x, sum.parts * self.row_heads() * sum.width * sum.inner / size),
+                arg(out, vectors),
+                vectors,
                 sum,
-                dtype,
+                types,
             );
         }
     }
@@ -155,22 +163,23 @@ impl<'a, B> Launcher<'a, B> {
     /// Sums a gate gradient `[rows, H, channels]` to the shape of the gate.
     pub fn gate_gradient(&self, dg: &Handle, dgate: &Handle, channels: usize) {
         let (dims, dtype) = (self.problem.dims, self.problem.gate_dtype);
+        let f32_type = f32::elem_type_native();
         let group = dims.heads / dims.kv_heads;
         match dims.gate {
             GateKind::None => {}
             GateKind::Vector => {
                 let sum = Sum { parts: 1, group, width: dims.key_dim, inner: 1 };
-                self.reduce_heads(dg, dgate, sum, dtype);
+                self.reduce_heads(dg, dgate, sum, [f32_type, dtype]);
             }
             GateKind::Scalar => {
                 let sum = Sum { parts: 1, group, width: 1, inner: channels };
-                self.reduce_heads(dg, dgate, sum, dtype);
+                self.reduce_heads(dg, dgate, sum, [f32_type, dtype]);
             }
             GateKind::Fixed if self.problem.rows() > 0 && channels > 1 => {
                 // over channels first: in parallel, and into sums of few terms
                 let per_row = self.scratch(self.row_heads());
                 let sum = Sum { parts: 1, group: 1, width: 1, inner: channels };
-                self.reduce_heads(dg, &per_row, sum, f32::elem_type_native());
+                self.reduce_heads(dg, &per_row, sum, [f32_type, f32_type]);
                 self.reduce_rows(&per_row, dgate, 1, dtype);
             }
             GateKind::Fixed => self.reduce_rows(dg, dgate, 1, dtype),

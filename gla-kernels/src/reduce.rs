@@ -1,7 +1,8 @@
 //! Stage `reduce`: sums and casts of gradients.
 //!
-//! The stages before it work per query head and key channel in f32. Here the heads of a group are
-//! added up, the channels too if the gate is a scalar, and the sum takes the type of the input.
+//! The stages before it work per query head, per key channel, and some in parts. Here the heads of a
+//! group and the parts are added up in f32, the channels too if the gate is a scalar, and the sum takes
+//! the type of the input.
 
 use cubecl::prelude::*;
 
@@ -19,32 +20,34 @@ pub(crate) struct Sum {
 }
 
 /// `out[row, hk, i] = sum over parts, the group's heads and inner channels` of
-/// `x [parts, rows, heads, width * inner]`; `out`: `[rows, heads / group, width]`. One unit an element.
+/// `x [parts, rows, heads, width * inner]`; `out`: `[rows, heads / group, width]`. One unit a vector of
+/// `out`; of one element if there are inner channels.
 #[cube(launch_unchecked)]
-pub(crate) fn gla_reduce_heads_kernel<O: Float>(
-    x: &[f32],
-    out: &mut [O],
-    elements: usize,
+pub(crate) fn gla_reduce_heads_kernel<I: Float, O: Float, N: Size>(
+    x: &[Vector<I, N>],
+    out: &mut [Vector<O, N>],
+    vectors: usize,
     #[comptime] over: Sum,
-    #[define(O)] _dtype: ElemType,
+    #[define(I, O)] _dtypes: [ElemType; 2],
 ) {
     let at = CUBE_POS * CUBE_DIM as usize + UNIT_POS as usize;
-    if at >= elements {
+    if at >= vectors {
         terminate!();
     }
-    let (heads, c) = (at / over.width, at % over.width);
-    let part_len = elements * comptime!(over.group * over.inner);
-    let mut sum = f32::new(0.0);
+    let size = N::value();
+    let across = comptime!(over.width / size);
+    let (heads, c) = (at / across, at % across);
+    let part_len = vectors * comptime!(over.group * over.inner);
+    let mut sum = Vector::<f32, N>::new(f32::new(0.0));
     for part in 0..over.parts {
         for member in 0..over.group {
-            let from =
-                part * part_len + ((heads * over.group + member) * over.width + c) * over.inner;
+            let from = part * part_len + ((heads * over.group + member) * across + c) * over.inner;
             for i in 0..over.inner {
-                sum += x[from + i];
+                sum += Vector::cast_from(x[from + i]);
             }
         }
     }
-    out[at] = O::cast_from(sum);
+    out[at] = Vector::cast_from(sum);
 }
 
 /// `out[h] = sum over rows and channels of x [rows, heads, width]`. One cube a head.

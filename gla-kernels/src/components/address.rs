@@ -20,6 +20,12 @@ pub fn chunk_rows(table: &[u32], num_sequences: usize, chunk: usize) -> ChunkRow
     ChunkRows { start: table[at] as usize, len: table[at + 1] as usize }
 }
 
+/// The chunk of a step along `count` chunks from `first`.
+#[cube]
+pub fn step_chunk(first: usize, count: usize, step: usize, #[comptime] reversed: bool) -> usize {
+    if reversed { first + count - 1 - step } else { first + step }
+}
+
 /// Offset of `[row, head, 0]` in a tensor `[rows, own_heads, width]`; query head `head` reads head
 /// `head / (heads / own_heads)`.
 #[cube]

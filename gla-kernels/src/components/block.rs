@@ -245,35 +245,6 @@ pub fn only_level<E: Float>(block: &Left<E>, #[comptime] level: usize) -> Left<E
     Left::<E>::new_Mma(left)
 }
 
-/// The pairs of the block at `(row, col)` of a tile `[.., stride]`, with `mma`'s loads.
-#[cube]
-pub fn load_pairs_of<E: Float, N: Size>(
-    tile: &[Vector<E, N>],
-    row: usize,
-    col: usize,
-    #[comptime] stride: usize,
-) -> Array<Pair<f32>> {
-    let quad = load_quad::<E, N>(tile, row * stride + col, stride, false);
-    let mut pairs = Array::<Pair<f32>>::new(4usize);
-    #[unroll]
-    for i in 0..4usize {
-        pairs[i] = Vector::cast_from(quad[i]);
-    }
-    pairs
-}
-
-/// One element of vectors, in f32.
-#[cube]
-pub fn element<E: Float, N: Size>(tile: &[Vector<E, N>], at: usize) -> f32 {
-    let size = N::value();
-    let mut value = tile[at / size].extract(0usize);
-    #[unroll]
-    for e in 1..size {
-        value = select(at % size == e, tile[at / size].extract(e), value);
-    }
-    f32::cast_from(value)
-}
-
 #[cube]
 impl<E: Float> Right<E> {
     /// Of the block at `(row, col)` of a tile `[.., stride]` that has it as `[k, n]`, or as `[n, k]` if

@@ -91,10 +91,6 @@ pub const SCAN_CHUNK: usize = 64;
 /// Most key channels that the scan plan takes: its cubes hold the state for all of them.
 pub const SCAN_MAX_KEYS: usize = 256;
 
-/// Most key and value channels with [`Instruction::Cmma`]. The kernels take more; wider heads are still to
-/// be compared with the reference on a device.
-pub const CMMA_MAX_WIDTH: usize = 64;
-
 /// Most segments of a sequence.
 pub const SCAN_MAX_SEGMENTS: usize = 64;
 
@@ -137,13 +133,6 @@ impl ScanBlueprint {
         if problem.dims.key_dim > SCAN_MAX_KEYS {
             let (got, most) = (problem.dims.key_dim, SCAN_MAX_KEYS);
             let message = format!("the scan plan takes at most {most} key channels, got {got}");
-            return Err(GlaError::Argument { name: "plan", message });
-        }
-        let widest = problem.dims.key_dim.max(problem.dims.value_dim);
-        if self.instruction == Instruction::Cmma && widest > CMMA_MAX_WIDTH {
-            let message = format!(
-                "the scan plan takes at most {CMMA_MAX_WIDTH} channels with Cmma, got {widest}"
-            );
             return Err(GlaError::Argument { name: "plan", message });
         }
         scan::validate(problem.dims, self.instruction, limits)?;

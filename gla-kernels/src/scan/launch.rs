@@ -5,8 +5,12 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::plan::KeyScratch;
+use super::state_walk::StateSpec;
 use super::walk_spec::{Decay, Intra, ROWS_LEN, WalkShape, WalkSpec};
-use super::{CHUNK, ChunkSpec, combine, intra_grad, padded, prepare, row_gate, scores, walk};
+use super::{
+    CHUNK, ChunkSpec, combine, intra_grad, padded, part_type, prepare, row_gate, scores,
+    state_walk, walk,
+};
 use crate::launch::{Launcher, arg, cubes};
 use crate::{Instruction, ScanBlueprint, Segments};
 
@@ -66,6 +70,18 @@ impl Launcher<'_, ScanBlueprint> {
         ChunkSpec { dims: self.problem.dims, instruction: self.blueprint.instruction }
     }
 
+    /// [`Launcher::shares`], in parts of [`part_type`].
+    pub fn parts(
+        &self,
+        out: &Handle,
+        own_heads: usize,
+        width: usize,
+        parts: usize,
+    ) -> (Handle, ElemType) {
+        let part_type = part_type(self.problem.dtype, self.blueprint.instruction);
+        self.shares(out, own_heads, width, parts, part_type)
+    }
+
     /// The lines of the call.
     pub fn lines(&self) -> Lines {
         let longest = self.problem.sequences.longest().div_ceil(CHUNK);
@@ -84,17 +100,9 @@ impl Launcher<'_, ScanBlueprint> {
     }
 
     /// What a walk along the lines depends on.
-    pub fn shape(&self, lines: &Lines, ends: &Ends, reversed: bool) -> WalkShape {
-        WalkShape {
-            has_start: ends.start.is_some(),
-            ..WalkShape::new(
-                self.problem.dims,
-                self.blueprint.instruction,
-                &self.limits,
-                lines.count,
-                reversed,
-            )
-        }
+    pub fn shape(&self, lines: &Lines, reversed: bool) -> WalkShape {
+        let instruction = self.blueprint.instruction;
+        WalkShape::new(self.problem.dims, instruction, &self.limits, lines.count, reversed)
     }
 
     /// The states between the lines for a walk with `update` and `right`, from `start` to `end` of
@@ -115,23 +123,7 @@ impl Launcher<'_, ScanBlueprint> {
         let dims = self.problem.dims;
         let len = self.lines_len(lines);
         let (added, starts) = (self.scratch(len), self.scratch(len));
-        let from_zero = Ends { start: None, end: added.clone() };
-        self.walk(
-            lines,
-            Walk {
-                spec: WalkSpec::state(self.shape(lines, &from_zero, reversed)),
-                left: update,
-                update,
-                right,
-                decays: &made.decays,
-                intra: &made.pairs,
-                ends: &from_zero,
-                out: (&starts, self.problem.dtype),
-                dots: None,
-                trace: None,
-                products: None,
-            },
-        );
+        self.state_walk(made, lines, reversed, [update, right], &added);
         let tasks = self.problem.num_sequences() * dims.heads * dims.key_dim;
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
@@ -154,6 +146,41 @@ impl Launcher<'_, ScanBlueprint> {
             );
         }
         Ends { start: Some(starts), end: added }
+    }
+
+    /// Kernel `state_walk`, see [`state_walk`].
+    fn state_walk(
+        &self,
+        made: &Prepared,
+        lines: &Lines,
+        reversed: bool,
+        [update, right]: [&Handle; 2],
+        end: &Handle,
+    ) {
+        let (dims, rows) = (self.problem.dims, self.problem.rows());
+        let spec = StateSpec::new(self.shape(lines, reversed));
+        let tasks = spec.tiles() * dims.heads * lines.count;
+        let (deep, wide) = (self.vector(spec.depth_width), self.vector(dims.value_dim));
+        // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
+        unsafe {
+            state_walk::gla_state_walk_kernel::launch_unchecked(
+                self.client,
+                cubes(tasks, &self.limits),
+                CubeDim::new_1d(spec.units() as u32),
+                deep,
+                wide,
+                arg(update, rows * spec.update_heads * spec.depth_width / deep),
+                arg(right, rows * spec.right_heads * dims.value_dim / wide),
+                self.decays(&made.decays),
+                arg(end, self.lines_len(lines)),
+                arg(&lines.table, lines.table_len),
+                lines.count,
+                tasks,
+                self.problem.scale,
+                spec,
+                self.problem.dtype,
+            );
+        }
     }
 
     fn lines_len(&self, lines: &Lines) -> usize {
@@ -341,7 +368,7 @@ impl Launcher<'_, ScanBlueprint> {
         };
         let (probe, dots) = match walk.dots {
             Some((probe, dots)) if rows > 0 => (
-                arg(probe, rows * spec.probe_heads * spec.width / wide),
+                arg(probe, rows * spec.probe_heads * spec.width / wide.min(2)),
                 arg(dots, spec.dot_shares() * self.row_heads()),
             ),
             _ => (none(), none()),
@@ -358,6 +385,7 @@ impl Launcher<'_, ScanBlueprint> {
                 deep,
                 wide,
                 across,
+                wide.min(2),
                 pair,
                 read(walk.left, rows * spec.left_heads * spec.depth_width / deep),
                 read(walk.update, rows * spec.update_heads * spec.depth_width / deep),
@@ -370,7 +398,7 @@ impl Launcher<'_, ScanBlueprint> {
                 probe,
                 walk.ends.start.as_ref().map_or_else(none, |start| arg(start, ends_len)),
                 arg(&walk.ends.end, ends_len),
-                if rows == 0 || !spec.emits { none() } else { arg(walk.out.0, out_len / pair) },
+                read(walk.out.0, out_len / pair),
                 dots,
                 trace,
                 products,
@@ -381,6 +409,7 @@ impl Launcher<'_, ScanBlueprint> {
                 tasks,
                 self.problem.scale,
                 spec,
+                walk.ends.start.is_some(),
                 [self.problem.dtype, walk.out.1],
             );
         }

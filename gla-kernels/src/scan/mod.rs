@@ -7,7 +7,8 @@
 //! | [`prepare`] | chunk and head | vector gate: the intra-chunk matrix `A`; queries and keys with their decay to the chunk's edges |
 //! | [`scores`] | chunk and head | other gates: `A`, its gradient, the decays of the rows |
 //! | [`walk`] | sequence, head, columns | carries a state along the chunks and reads outputs off it: `o`, `dv`, `dk`, `dq` or their shares through the state |
-//! | [`combine`] | sequence, head, key channel | the states between segments, where sequences are long and few |
+//! | [`state_walk`] | segment, head, part of the state | what a segment adds to a state, where sequences are long and few |
+//! | [`combine`] | sequence, head, key channel | the states between segments |
 //! | [`intra_grad`] | chunk and head | vector gate: the shares of `dq` and `dk` inside the chunk, and `dg` |
 //! | [`row_gate`] | chunk and head | other gates: `dg` |
 //! | [`crate::reduce`] | | head groups, parts, fixed gates |
@@ -21,11 +22,16 @@ pub mod prepare;
 pub mod row_gate;
 pub mod scores;
 mod stage;
+pub mod state_walk;
 pub mod walk;
 pub mod walk_spec;
 
 pub(crate) use plan::{backward, forward};
+use state_walk::StateSpec;
 use walk_spec::{WalkShape, WalkSpec};
+
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
 
 use crate::{DeviceLimits, Dims, GlaError, Instruction, Problem, SCAN_CHUNK, ScanBlueprint};
 
@@ -49,6 +55,15 @@ pub(crate) fn padded(dims: Dims) -> usize {
     dims.key_dim.next_multiple_of(16)
 }
 
+/// What the parts of an output are rounded to before they are added up, in f32: where all wide heads come
+/// in parts, they would take as long in f32 as the walk itself.
+pub(crate) fn part_type(dtype: ElemType, instruction: Instruction) -> ElemType {
+    match instruction {
+        Instruction::Cmma => dtype,
+        _ => f32::elem_type_native(),
+    }
+}
+
 /// Checks that the device has room for the kernels.
 pub(crate) fn validate(
     dims: Dims,
@@ -56,14 +71,14 @@ pub(crate) fn validate(
     limits: &DeviceLimits,
 ) -> Result<(), GlaError> {
     let shape = WalkShape::new(dims, instruction, limits, 1, true);
-    let [values, keys, state] =
-        [WalkSpec::values(shape), WalkSpec::keys(shape), WalkSpec::state(shape)];
+    let (values, keys) = (WalkSpec::values(shape), WalkSpec::keys(shape));
+    let state = StateSpec::new(shape);
     let spec = ChunkSpec { dims, instruction };
     let needs = [
         ("prepare", prepare::shared_memory(spec, 2), spec.units()),
         ("walk", values.shared_memory(2), values.units()),
         ("walk", keys.shared_memory(2), keys.units()),
-        ("walk", state.shared_memory(2), state.units()),
+        ("state_walk", state.shared_memory(2), state.units()),
         ("intra_grad", intra_grad::shared_memory(spec, 2), spec.units()),
         ("scores", scores::shared_memory(spec, 2), scores::UNITS),
     ];
@@ -87,9 +102,10 @@ pub(crate) fn largest_walk(
         .into_iter()
         .flat_map(|reversed| {
             let shape = shape(reversed);
-            [WalkSpec::values(shape), WalkSpec::keys(shape), WalkSpec::state(shape)]
+            let [values, keys] = [WalkSpec::values(shape), WalkSpec::keys(shape)];
+            let state = StateSpec::new(shape).shared_memory(2);
+            [values.shared_memory(2), keys.shared_memory(2), state]
         })
-        .map(|spec| spec.shared_memory(2))
         .max()
         .unwrap_or(0)
 }
@@ -113,7 +129,11 @@ pub(crate) fn scratch(
         ("the states between segments", segments * dims.heads * dims.key_dim * dims.value_dim, 4),
         ("the state gradients between chunks", 2 * chunk_heads * keys.trace_pairs(), size),
         ("shares of the key gradient", keys.out_len(problem.rows(), chunks), 4),
-        ("shares of the output", value_shares, 4),
+        (
+            "shares of the output",
+            value_shares,
+            part_type(problem.dtype, blueprint.instruction).size(),
+        ),
     ]
 }
 

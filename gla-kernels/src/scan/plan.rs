@@ -16,9 +16,9 @@ pub(crate) fn forward(launcher: &Launcher<ScanBlueprint>, args: &ForwardArgs) {
     let lines = launcher.lines();
     let (start, end) = (args.initial_state.as_ref(), &args.final_state);
     let ends = launcher.ends(&made, &lines, false, [&made.kt, &args.v], start, end);
-    let spec = WalkSpec::values(launcher.shape(&lines, &ends, false));
+    let spec = WalkSpec::values(launcher.shape(&lines, false));
     let dims = launcher.problem.dims;
-    let (o, o_type) = launcher.shares(&args.o, dims.heads, dims.value_dim, spec.parts);
+    let (o, o_type) = launcher.parts(&args.o, dims.heads, dims.value_dim, spec.parts);
     launcher.walk(
         &lines,
         Walk {
@@ -35,7 +35,7 @@ pub(crate) fn forward(launcher: &Launcher<ScanBlueprint>, args: &ForwardArgs) {
             products: None,
         },
     );
-    launcher.sum_shares(&o, &args.o, dims.heads, dims.value_dim, spec.parts);
+    launcher.sum_shares((&o, o_type), &args.o, dims.heads, dims.value_dim, spec.parts);
 }
 
 /// 1. `prepare` or `scores` again.
@@ -53,8 +53,8 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
 
     let (start, end) = (args.d_final.as_ref(), &args.dh0);
     let ends = launcher.ends(&made, &lines, true, [&made.qt, d_o], start, end);
-    let spec = WalkSpec::values(launcher.shape(&lines, &ends, true));
-    let (dv, dv_type) = launcher.shares(&args.dv, dims.kv_heads, dims.value_dim, spec.parts);
+    let spec = WalkSpec::values(launcher.shape(&lines, true));
+    let (dv, dv_type) = launcher.parts(&args.dv, dims.kv_heads, dims.value_dim, spec.parts);
     launcher.walk(
         &lines,
         Walk {
@@ -71,14 +71,14 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
             products: None,
         },
     );
-    launcher.sum_shares(&dv, &args.dv, dims.kv_heads, dims.value_dim, spec.parts);
+    launcher.sum_shares((&dv, dv_type), &args.dv, dims.kv_heads, dims.value_dim, spec.parts);
 
     let f32_type = f32::elem_type_native();
-    let keys = WalkSpec::keys(launcher.shape(&lines, &ends, true));
+    let keys = WalkSpec::keys(launcher.shape(&lines, true));
     let out_len = keys.out_len(launcher.problem.rows(), launcher.num_chunks);
     let shares = |out, own_heads| match decay {
         Decay::Channels => (launcher.scratch(out_len), f32_type),
-        _ => launcher.shares(out, own_heads, dims.key_dim, keys.parts),
+        _ => launcher.parts(out, own_heads, dims.key_dim, keys.parts),
     };
     let dq = shares(&args.dq, dims.heads);
     let dk = shares(&args.dk, dims.kv_heads);
@@ -89,7 +89,7 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
     let key_len = launcher.row_heads() * dims.key_dim;
     match decay {
         Decay::Channels => {
-            let (dk_sum, dk_type) = launcher.shares(&args.dk, dims.kv_heads, dims.key_dim, 1);
+            let (dk_sum, dk_type) = launcher.parts(&args.dk, dims.kv_heads, dims.key_dim, 1);
             let dg = (group > 1).then(|| launcher.scratch(key_len));
             launcher.scan_intra_grad(
                 [q, k, v, d_o],
@@ -103,14 +103,14 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
                     (None, None) => (&scratch.end, f32_type),
                 },
             );
-            launcher.sum_shares(&dk_sum, &args.dk, dims.kv_heads, dims.key_dim, 1);
+            launcher.sum_shares((&dk_sum, dk_type), &args.dk, dims.kv_heads, dims.key_dim, 1);
             if let (Some(dg), Some(dgate)) = (&dg, &args.dgate) {
                 launcher.gate_gradient(dg, dgate, dims.key_dim);
             }
         }
         Decay::None | Decay::Rows => {
-            launcher.sum_shares(&dq.0, &args.dq, dims.heads, dims.key_dim, keys.parts);
-            launcher.sum_shares(&dk.0, &args.dk, dims.kv_heads, dims.key_dim, keys.parts);
+            launcher.sum_shares(outs[0], &args.dq, dims.heads, dims.key_dim, keys.parts);
+            launcher.sum_shares(outs[1], &args.dk, dims.kv_heads, dims.key_dim, keys.parts);
             if let (Decay::Rows, Some(dgate)) = (decay, &args.dgate) {
                 launcher.row_gate(&made, &scratch, &keys);
                 launcher.gate_gradient(&made.dg, dgate, 1);
@@ -139,7 +139,7 @@ fn key_walks(
     [dq, dk]: [(&Handle, ElemType); 2],
 ) -> KeyScratch {
     let (v, d_o) = (&args.v, &args.d_o);
-    let spec = WalkSpec::keys(launcher.shape(lines, ends, true));
+    let spec = WalkSpec::keys(launcher.shape(lines, true));
     let chunk_heads = launcher.num_chunks * launcher.problem.dims.heads;
     let gated = launcher.problem.dims.gate.is_some();
     let scratch = |needed: bool, len: usize| launcher.scratch(if needed { len } else { 1 });
@@ -168,7 +168,7 @@ fn key_walks(
     );
     let start = args.initial_state.as_ref();
     let ends = launcher.ends(made, lines, false, [&made.kt, v], start, &left.end);
-    let spec = WalkSpec::keys(launcher.shape(lines, &ends, false));
+    let spec = WalkSpec::keys(launcher.shape(lines, false));
     launcher.walk(
         lines,
         Walk {

@@ -120,3 +120,64 @@ fn masked<E: Float, N: Size>(
     let valid = r < len && col0 / size + c < wide;
     (r, c, select(valid, x[n], Vector::new(E::from_int(0))))
 }
+
+/// A piece of a chunk's line of decays `[chunks, H, stride]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DecayLine {
+    /// Query heads.
+    pub heads: usize,
+    /// Length of a line; none is read if there is no gate.
+    pub stride: usize,
+    /// Length of the piece.
+    pub len: usize,
+    /// Units that share the work.
+    pub units: usize,
+    /// Whether there is a gate.
+    pub gated: bool,
+}
+
+impl DecayLine {
+    /// Decays that each unit holds.
+    pub const fn held(&self) -> usize {
+        self.len.div_ceil(self.units)
+    }
+}
+
+/// Reads a unit's share of a piece into registers.
+#[cube]
+pub(crate) fn fetch_decays(
+    decays: &[f32],
+    out: &mut Array<f32>,
+    chunk: usize,
+    head: usize,
+    first: usize,
+    #[comptime] line: DecayLine,
+) {
+    if line.gated {
+        let from = (chunk * line.heads + head) * line.stride;
+        #[unroll]
+        for n in 0..comptime!(line.held()) {
+            let i = first + UNIT_POS as usize + n * line.units;
+            out[n] = decays[from + select(i < line.stride, i, 0usize)];
+        }
+    }
+}
+
+/// Writes a unit's share to shared memory; one, which is no decay, beyond the line.
+#[cube]
+pub(crate) fn put_decays(
+    x: &Array<f32>,
+    out: &mut [f32],
+    first: usize,
+    #[comptime] line: DecayLine,
+) {
+    if line.gated {
+        #[unroll]
+        for n in 0..comptime!(line.held()) {
+            let at = UNIT_POS as usize + n * line.units;
+            if at < line.len {
+                out[at] = select(first + at < line.stride, x[n], f32::new(1.0));
+            }
+        }
+    }
+}

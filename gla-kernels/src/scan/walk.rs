@@ -34,31 +34,31 @@
 use cubecl::prelude::*;
 
 use super::CHUNK;
-use super::stage::{Stage, fetch, held, put};
+use super::stage::{Stage, fetch, fetch_decays, held, put, put_decays};
 use super::walk_spec::{Decay, Intra, KeyAxis, TOTAL, Trace, WalkSpec};
 use crate::Instruction;
 use crate::components::{
-    Acc, ChunkRows, Left, Pair, Right, Scratch, chunk_rows, element, load_pairs_of, multiply,
-    pair_position, scaled, zero_pairs,
+    Acc, ChunkRows, Left, Pair, Right, Scratch, chunk_rows, multiply, pair_position, scaled,
+    step_chunk, zero_pairs,
 };
 
 /// * `left`, `update`: `[rows, heads of each, depth_width]`; `right`: `[rows, its heads, width]`
 /// * `decays`: `[chunks, H, decay_stride]`, see [`Decay`]; `intra`: `[rows, H, 64]`
 /// * `probe`: as `out`, of its own heads; `dots`: out, `[tiles, parts, rows, H]`, the products of its
 ///   rows and those of `left state`; both if `spec.dots`
-/// * `start`, `end`: `[N, H, K, V]`
+/// * `start`, `end`: `[N, H, K, V]`; `start` is read if `has_start`
 /// * `out`: `[parts, rows, H, width]`, or `[parts, chunks, H, width, 64]` if `spec.by_channel()`
 /// * `trace`: scratch `[chunks, H, trace_pairs]`
 /// * `products`: out of `Trace::Read`, `[shares, chunks, H, padded]`
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: Size>(
+pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: Size, W: Size>(
     left: &[Vector<E, D>],
     update: &[Vector<E, D>],
     right: &[Vector<E, C>],
     decays: &[f32],
     intra: &[Vector<E, I>],
-    probe: &[Vector<E, C>],
+    probe: &[Vector<E, P>],
     start: &[f32],
     end: &mut [f32],
     out: &mut [Vector<O, W>],
@@ -72,11 +72,11 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
     tasks: usize,
     scale: f32,
     #[comptime] spec: WalkSpec,
+    #[comptime] has_start: bool,
     #[define(E, O)] _dtypes: [ElemType; 2],
 ) {
     let by = comptime!(spec.instruction);
     let takes_turns = comptime!(spec.takes_turns());
-    let stages_probe = comptime!(spec.dots && !takes_turns);
     let plane_depth = comptime!(spec.plane_depth);
     let sharing = comptime!(spec.depth_planes);
     let depth = comptime!(spec.depth());
@@ -115,11 +115,11 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
     // the plane's columns and depth in the cube
     let column_plane = (unit / 32) % spec.column_planes;
     let depth_plane = unit / comptime!(32 * spec.column_planes);
-    let blocks = comptime!(spec.column_blocks);
-    let plane_column = column_plane * comptime!(16 * blocks);
+    let plane_column = column_plane * 16;
     let plane_row = depth_plane * plane_depth;
-    // the corner of the plane's state
-    let (corner_deep, corner_column) = (depth0 + plane_row, column0 + plane_column);
+    // of this lane's accumulators: the first of two columns, and the depth of the first pair
+    let own_column = column0 + plane_column + lane / 4;
+    let own_depth = depth0 + plane_row + 2 * (lane % 4);
 
     let (deep, wide, across) = (D::value(), C::value(), I::value());
     let mut left_tile = Shared::<[Vector<E, D>]>::new_aligned_slice(
@@ -138,42 +138,39 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
         comptime!(spec.pairs_len().div_ceil(across)),
         16usize,
     );
-    let mut probe_tile = Shared::<[Vector<E, C>]>::new_aligned_slice(
-        comptime!(spec.probe_len().div_ceil(wide)),
-        16usize,
-    );
     let mut scratch = Scratch::<E>::new(comptime!(units / 32), true, by);
     let mut exchange = Shared::<[Pair<f32>]>::new_slice(comptime!(spec.exchange_len()));
     let mut dot_tile = Shared::<[f32]>::new_slice(comptime!(spec.dots_len()));
     let decay_len = comptime!(spec.decay_len());
+    let decay_line = comptime!(spec.decay_line());
     let mut decay_tiles = Shared::<[f32]>::new_slice(comptime!(2 * decay_len));
 
-    // the state, transposed, in 16 x 16 blocks along the depth
-    let block_pairs = comptime!(spec.block_pairs());
-    let state_pairs = comptime!(blocks * block_pairs);
+    // the state, transposed: accumulator tile n holds depth 8 n .. 8 n + 8
+    let depth_tiles = comptime!(plane_depth / 8);
     let state_base = (sequence * spec.heads + head) * comptime!(key_dim * value_dim);
-    let mut state = zero_pairs(state_pairs);
-    if comptime!(spec.has_start) {
+    let mut state = zero_pairs(comptime!(2 * depth_tiles));
+    if has_start {
         #[unroll]
-        for n in 0..state_pairs {
-            let (deep, column) = state_pair(n, spec);
-            let mut pair = Pair::<f32>::empty();
+        for n in 0..depth_tiles {
             #[unroll]
-            for e in 0..2usize {
-                let (at, valid) = state_at(corner_deep + deep + e, corner_column + column, spec);
-                let value = start[select(valid, state_base + at, 0usize)];
-                pair.insert(e, select(valid, value, f32::new(0.0)));
+            for half in 0..2usize {
+                let mut pair = Pair::<f32>::empty();
+                #[unroll]
+                for e in 0..2usize {
+                    let (at, valid) = state_at(own_depth + 8 * n + e, own_column + 8 * half, spec);
+                    let value = start[select(valid, state_base + at, 0usize)];
+                    pair.insert(e, select(valid, value, f32::new(0.0)));
+                }
+                state[2 * n + half] = pair;
             }
-            state[n] = pair;
         }
     }
 
     let mut next_left = Array::<Vector<E, D>>::new(held::<D>(from_left));
     let mut next_right = Array::<Vector<E, C>>::new(held::<C>(from_right));
     let mut next_intra = Array::<Vector<E, I>>::new(held::<I>(from_intra));
-    let mut next_probe = Array::<Vector<E, C>>::new(held::<C>(from_probe));
     let mut next_update = Array::<Vector<E, D>>::new(held::<D>(from_update));
-    let mut next_decays = Array::<f32>::new(comptime!(decay_len.div_ceil(units)));
+    let mut next_decays = Array::<f32>::new(comptime!(decay_line.held()));
     let decay0 = if comptime!(spec.decay != Decay::Channels) {
         0usize.runtime()
     } else if keys_deep {
@@ -185,54 +182,35 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
     let first_chunk = table[2 * sequence] as usize;
     let count = table[2 * sequence + 1] as usize;
     if count > 0 {
-        let chunk = chunk_of(first_chunk, count, 0usize, spec.reversed);
+        let chunk = step_chunk(first_chunk, count, 0usize, spec.reversed);
         let rows = chunk_rows(table, num_sequences, chunk);
-        if comptime!(spec.emits) {
-            fetch::<E, D>(left, &mut next_left, &rows, head, depth0, from_left);
-        }
+        fetch::<E, D>(left, &mut next_left, &rows, head, depth0, from_left);
         fetch::<E, C>(right, &mut next_right, &rows, head, column0, from_right);
         if has_intra {
             fetch::<E, I>(intra, &mut next_intra, &rows, head, 0usize, from_intra);
         }
-        if stages_probe {
-            fetch::<E, C>(probe, &mut next_probe, &rows, head, column0, from_probe);
-        }
-        fetch_decays(decays, &mut next_decays, chunk, head, decay0, spec);
+        fetch_decays(decays, &mut next_decays, chunk, head, decay0, decay_line);
         fetch::<E, D>(update, &mut next_update, &rows, head, depth0, from_update);
     }
     for step in 0..count {
-        let chunk = chunk_of(first_chunk, count, step, spec.reversed);
+        let chunk = step_chunk(first_chunk, count, step, spec.reversed);
         let rows = chunk_rows(table, num_sequences, chunk);
         // after the last it is read once more, for nothing: a branch would wait for what it reads
         let next_step = select(step + 1 < count, step + 1, step);
-        let next_chunk = chunk_of(first_chunk, count, next_step, spec.reversed);
+        let next_chunk = step_chunk(first_chunk, count, next_step, spec.reversed);
         let next_rows = chunk_rows(table, num_sequences, next_chunk);
         // of this chunk and the next in turn: the last planes to scale their state still read the
         // one when the first put down the other
         let decay_at = (step % 2) * decay_len;
-        if comptime!(spec.emits) {
-            put::<E, D>(&next_left, &mut left_tile, rows.len, depth0, from_left);
-        }
+        put::<E, D>(&next_left, &mut left_tile, rows.len, depth0, from_left);
         put::<E, C>(&next_right, &mut right_tile, rows.len, column0, from_right);
         if has_intra {
             put::<E, I>(&next_intra, &mut intra_tile, rows.len, 0usize, from_intra);
         }
-        if stages_probe {
-            put::<E, C>(&next_probe, &mut probe_tile, rows.len, column0, from_probe);
-        }
-        if comptime!(spec.decay != Decay::None) {
-            #[unroll]
-            for n in 0..comptime!(decay_len.div_ceil(units)) {
-                let at = unit + n * units;
-                if at < decay_len {
-                    let valid = decay0 + at < comptime!(spec.decay_stride());
-                    let value = select(valid, next_decays[n], f32::new(1.0));
-                    decay_tiles[decay_at + at] = value;
-                }
-            }
-        }
-        fetch_decays(decays, &mut next_decays, next_chunk, head, decay0, spec);
-        let pairs = block_pairs;
+        let own_decays = &mut decay_tiles[decay_at..decay_at + decay_len];
+        put_decays(&next_decays, own_decays, decay0, decay_line);
+        fetch_decays(decays, &mut next_decays, next_chunk, head, decay0, decay_line);
+        let pairs = comptime!(plane_depth / 4);
         let traces = comptime!(spec.traces());
         let trace_from = (chunk * spec.heads + head) * comptime!(spec.trace_pairs())
             + (tile * spec.parts + part) * comptime!(traces * units);
@@ -243,22 +221,29 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
                 traced[n] = trace[trace_from + n * units + unit];
             }
         }
+        // on their way while the products run
+        let probed = if comptime!(spec.dots) {
+            let column = column0 + plane_column;
+            pairs_in_place::<E, P>(probe, &rows, head, column, from_probe)
+        } else {
+            Array::<Pair<E>>::new(1usize)
+        };
         sync_cube();
 
         let mut rights = Sequence::<Right<E>>::new();
         #[unroll]
-        for n in 0..comptime!(4 * blocks) {
-            let (row, col) = (n % 4 * 16, plane_column + n / 4 * 16);
+        for s in 0..4usize {
+            let (row, col) = (s * 16, plane_column);
             rights.push(Right::<E>::load(&right_tile, row, col, column_stride, false, by));
         }
 
         let mut sums = Sequence::<Acc>::new();
         #[unroll]
-        for _m in 0..comptime!(if spec.emits { 4 } else { 0 }) {
+        for _m in 0..4usize {
             sums.push(Acc::zero(by));
         }
         #[unroll]
-        for d in 0..comptime!(if spec.emits { plane_depth / 16 } else { 0 }) {
+        for d in 0..comptime!(plane_depth / 16) {
             // the state, and what rounding took off it
             let mut terms = Sequence::<Right<E>>::new();
             terms.push(Right::<E>::of_pairs(&state, 4 * d, &mut scratch, by));
@@ -283,14 +268,14 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
         }
         let mut acc = zero_pairs(16usize);
         // what is done to the products with the state alone wants them in registers
-        let early = comptime!(spec.emits && (scales_out || spec.dots || by != Instruction::Cmma));
+        let early = comptime!(scales_out || spec.dots || by != Instruction::Cmma);
         if early {
             #[unroll]
             for m in 0..4usize {
                 sums.index(m).add_to::<E>(&mut acc, 4 * m, &mut scratch);
             }
         }
-        if comptime!(spec.emits && scales_out) {
+        if scales_out {
             #[unroll]
             for i in 0..16usize {
                 let (row, _col) = pair_position(i % 4);
@@ -305,16 +290,12 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
         if comptime!(spec.dots) {
             #[unroll]
             for m in 0..4usize {
-                let own = if takes_turns {
-                    let column = column0 + plane_column;
-                    pairs_in_place::<E, C>(probe, &rows, m * 16, head, column, from_probe)
-                } else {
-                    load_pairs_of::<E, C>(&probe_tile, m * 16, plane_column, column_stride)
-                };
                 #[unroll]
                 for half in 0..2usize {
-                    let mut product = own[half] * acc[4 * m + half];
-                    product += own[half + 2] * acc[4 * m + half + 2];
+                    let first = Pair::<f32>::cast_from(probed[4 * m + half]);
+                    let second = Pair::<f32>::cast_from(probed[4 * m + half + 2]);
+                    let mut product = first * acc[4 * m + half];
+                    product += second * acc[4 * m + half + 2];
                     let mut sum = product.extract(0usize) + product.extract(1usize);
                     sum += plane_shuffle_xor(sum, 1u32);
                     sum += plane_shuffle_xor(sum, 2u32);
@@ -354,13 +335,13 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
                 }
             }
         }
-        if comptime!(spec.emits && (has_intra || !early)) {
+        if comptime!(has_intra || !early) {
             #[unroll]
             for m in 0..4usize {
                 sums.index(m).add_to::<E>(&mut acc, 4 * m, &mut scratch);
             }
         }
-        if comptime!(sharing > 1 && spec.emits) {
+        if comptime!(sharing > 1) {
             #[unroll]
             for i in 0..16usize {
                 exchange[i * units + unit] = acc[i];
@@ -418,7 +399,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
                 let mut sum = sums[half];
                 sum += plane_shuffle_xor(sum, 1u32);
                 sum += plane_shuffle_xor(sum, 2u32);
-                let column = corner_column + lane / 4 + 8 * half;
+                let column = own_column + 8 * half;
                 if lane % 4 < 1 && column < spec.padded {
                     let share = part * sharing + depth_plane;
                     let row = (share * num_chunks + chunk) * spec.heads + head;
@@ -428,15 +409,10 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
         }
         sync_cube();
 
-        if comptime!(spec.emits) {
-            fetch::<E, D>(left, &mut next_left, &next_rows, head, depth0, from_left);
-        }
+        fetch::<E, D>(left, &mut next_left, &next_rows, head, depth0, from_left);
         fetch::<E, C>(right, &mut next_right, &next_rows, head, column0, from_right);
         if has_intra {
             fetch::<E, I>(intra, &mut next_intra, &next_rows, head, 0usize, from_intra);
-        }
-        if stages_probe {
-            fetch::<E, C>(probe, &mut next_probe, &next_rows, head, column0, from_probe);
         }
         if comptime!(spec.dots) {
             for row in range_stepped(unit, rows.len, units) {
@@ -451,7 +427,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
         }
         let to = (part * num_rows + rows.start) * spec.heads + head;
         #[unroll]
-        for m in 0..comptime!(if spec.emits { 4 } else { 0 }) {
+        for m in 0..4usize {
             if takes_block(depth_plane, m, sharing) {
                 #[unroll]
                 for i in 0..4usize {
@@ -496,28 +472,32 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
         }
 
         #[unroll]
-        for n in 0..comptime!(if spec.decay == Decay::None { 0 } else { state_pairs }) {
-            let (deep, column) = state_pair(n, spec);
-            let mut factor = Pair::<f32>::empty();
-            if comptime!(by_rows) {
-                factor = Vector::new(decay_tiles[decay_at + TOTAL]);
-            } else if keys_deep {
-                let at = decay_at + plane_row + deep;
-                factor.insert(0usize, decay_tiles[at]);
-                factor.insert(1usize, decay_tiles[at + 1]);
-            } else {
-                factor = Vector::new(decay_tiles[decay_at + plane_column + column]);
+        for n in 0..comptime!(if spec.decay == Decay::None { 0 } else { depth_tiles }) {
+            #[unroll]
+            for half in 0..2usize {
+                let mut factor = Pair::<f32>::empty();
+                if comptime!(by_rows) {
+                    factor = Vector::new(decay_tiles[decay_at + TOTAL]);
+                } else if keys_deep {
+                    let at = decay_at + plane_row + 8 * n + 2 * (lane % 4);
+                    factor.insert(0usize, decay_tiles[at]);
+                    factor.insert(1usize, decay_tiles[at + 1]);
+                } else {
+                    let own = decay_tiles[decay_at + plane_column + lane / 4 + 8 * half];
+                    factor.insert(0usize, own);
+                    factor.insert(1usize, own);
+                }
+                state[2 * n + half] *= factor;
             }
-            state[n] *= factor;
         }
         let mut lefts = Sequence::<Left<E>>::new();
         #[unroll]
-        for n in 0..comptime!(4 * blocks) {
-            let (row, col) = (n % 4 * 16, plane_column + n / 4 * 16);
-            let left = Left::<E>::transpose(rights.index(n), &right_tile, row, col, column_stride);
+        for s in 0..4usize {
+            let right = rights.index(s);
+            let left =
+                Left::<E>::transpose(right, &right_tile, s * 16, plane_column, column_stride);
             // where tiles take turns, that of `right` has been put down scaled
             if comptime!(scales_right && !takes_turns) {
-                let s = comptime!(n % 4);
                 let factors = factors_of_right(&decay_tiles, decay_at, s, scale, spec);
                 lefts.push(scaled::<E>(&left, &factors));
             } else {
@@ -526,11 +506,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
         }
         #[unroll]
         for d in 0..comptime!(plane_depth / 16) {
-            let mut sums = Sequence::<Acc>::new();
-            #[unroll]
-            for block in 0..blocks {
-                sums.push(Acc::onto(&state, comptime!(block * block_pairs + 4 * d), by));
-            }
+            let mut sum = Acc::onto(&state, 4 * d, by);
             #[unroll]
             for s in 0..4usize {
                 let (row, col) = (s * 16, plane_row + d * 16);
@@ -539,17 +515,9 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
                 } else {
                     Right::<E>::load(&update_tile, row, col, depth_stride, false, by)
                 };
-                #[unroll]
-                for block in 0..blocks {
-                    let left = lefts.index(comptime!(4 * block + s));
-                    multiply::<E>(left, &right, sums.index_mut(block));
-                }
+                multiply::<E>(lefts.index(s), &right, &mut sum);
             }
-            #[unroll]
-            for block in 0..blocks {
-                let first = comptime!(block * block_pairs + 4 * d);
-                sums.index(block).add_to::<E>(&mut state, first, &mut scratch);
-            }
+            sum.add_to::<E>(&mut state, 4 * d, &mut scratch);
         }
         if takes_turns {
             sync_cube();
@@ -557,73 +525,50 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, W: 
     }
 
     #[unroll]
-    for n in 0..state_pairs {
-        let (deep, column) = state_pair(n, spec);
+    for n in 0..depth_tiles {
         #[unroll]
-        for e in 0..2usize {
-            let (at, valid) = state_at(corner_deep + deep + e, corner_column + column, spec);
-            if valid {
-                end[state_base + at] = state[n].extract(e);
+        for half in 0..2usize {
+            #[unroll]
+            for e in 0..2usize {
+                let (at, valid) = state_at(own_depth + 8 * n + e, own_column + 8 * half, spec);
+                if valid {
+                    end[state_base + at] = state[2 * n + half].extract(e);
+                }
             }
         }
     }
 }
 
-/// Depth and column of a unit's pair of the state, from the plane's corner: of its first number; the
-/// second is one deeper.
+/// A lane's pairs of 16 columns of `probe`. Where there is none it has another of the same row, which
+/// meets a product of zero, or for rows beyond the chunk, of another row.
 #[cube]
-fn state_pair(#[comptime] n: usize, #[comptime] spec: WalkSpec) -> (usize, usize) {
-    let (block, at) = comptime!((n / spec.block_pairs(), n % spec.block_pairs()));
-    let (row, col) = pair_position(comptime!(at % 4));
-    (comptime!(at / 4 * 16) + col, comptime!(block * 16) + row)
-}
-
-/// Reads a unit's share of a chunk's decays into registers.
-#[cube]
-fn fetch_decays(
-    decays: &[f32],
-    out: &mut Array<f32>,
-    chunk: usize,
-    head: usize,
-    first: usize,
-    #[comptime] spec: WalkSpec,
-) {
-    if comptime!(spec.decay != Decay::None) {
-        let stride = comptime!(spec.decay_stride());
-        let from = (chunk * spec.heads + head) * stride;
-        #[unroll]
-        for n in 0..comptime!(spec.decay_len().div_ceil(spec.units())) {
-            let i = first + UNIT_POS as usize + n * spec.units();
-            out[n] = decays[from + select(i < stride, i, 0usize)];
-        }
-    }
-}
-
-/// The pairs of 16 rows and columns of `probe`, zero outside.
-#[cube]
-fn pairs_in_place<E: Float, N: Size>(
-    probe: &[Vector<E, N>],
+fn pairs_in_place<E: Float, P: Size>(
+    probe: &[Vector<E, P>],
     rows: &ChunkRows,
-    row0: usize,
     head: usize,
     column: usize,
     #[comptime] from: Stage,
-) -> Array<Pair<f32>> {
-    let mut pairs = Array::<Pair<f32>>::new(4usize);
+) -> Array<Pair<E>> {
+    let size = P::value();
+    let mut pairs = Array::<Pair<E>>::new(16usize);
     #[unroll]
-    for i in 0..4usize {
-        let (r, c) = pair_position(i);
-        let row = row0 + r;
-        let line = ((rows.start + row) * from.own_heads + head / from.group) * from.width;
-        let mut pair = Pair::<f32>::empty();
-        #[unroll]
-        for e in 0..2usize {
-            let col = column + c + e;
-            let valid = row < rows.len && col < from.width;
-            let value = element::<E, N>(probe, select(valid, line + col, 0usize));
-            pair.insert(e, select(valid, value, f32::new(0.0)));
+    for i in 0..16usize {
+        let (r, c) = pair_position(i % 4);
+        let row = rows.start + select(i / 4 * 16 + r < rows.len, i / 4 * 16 + r, 0usize);
+        let line = (row * from.own_heads + head / from.group) * from.width;
+        let col = column + c;
+        if comptime!(size == 2) {
+            let at = line + select(col < from.width, col, 0usize);
+            pairs[i] = Vector::cast_from(probe[at / 2]);
+        } else {
+            let mut pair = Pair::<E>::empty();
+            #[unroll]
+            for e in 0..2usize {
+                let at = line + select(col + e < from.width, col + e, 0usize);
+                pair.insert(e, probe[at].extract(0usize));
+            }
+            pairs[i] = pair;
         }
-        pairs[i] = pair;
     }
     pairs
 }
@@ -656,12 +601,6 @@ fn factors_of_right(
         factors[half] = factor;
     }
     factors
-}
-
-/// The chunk of a step.
-#[cube]
-fn chunk_of(first: usize, count: usize, step: usize, #[comptime] reversed: bool) -> usize {
-    if reversed { first + count - 1 - step } else { first + step }
 }
 
 /// Whether a plane takes a 16-row block of the chunk among the planes that share a depth: each of

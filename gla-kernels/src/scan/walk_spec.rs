@@ -1,6 +1,6 @@
 //! What a walk is compiled for: its operands and its tiles.
 
-use super::stage::Stage;
+use super::stage::{DecayLine, Stage};
 use super::{CHUNK, padded};
 use crate::components::scratch_bytes;
 use crate::{DeviceLimits, Dims, GateKind, Instruction};
@@ -89,8 +89,6 @@ pub struct WalkSpec {
     pub depth_planes: usize,
     /// Planes that share its columns.
     pub column_planes: usize,
-    /// 16-column blocks of a plane; one if there are outputs.
-    pub column_blocks: usize,
     /// Cubes that share the depth; each writes its own part of the output.
     pub parts: usize,
     /// Key channels `K` and value channels `V` of the state `[N, H, K, V]`.
@@ -112,10 +110,6 @@ pub struct WalkSpec {
     /// Whether `dg` sees the state in twice the precision of the operands. The gradient of a fixed gate
     /// is one number a head, what is left of the terms of all its rows: rounding would show.
     pub precise: bool,
-    /// Whether the state starts from a buffer, or at zero.
-    pub has_start: bool,
-    /// Whether there are outputs; without, the walk is after the last state alone.
-    pub emits: bool,
     /// The tile instruction.
     pub instruction: Instruction,
 }
@@ -129,19 +123,12 @@ const fn max_depth(instruction: Instruction) -> usize {
     }
 }
 
-/// How the state is cut: most depth of a plane, planes beside each other in a cube, and 16-column blocks of a
-/// plane.
-type Tile = (usize, usize, usize);
-
-/// Tiles of a walk; the third makes the most cubes, the last takes the least shared memory.
-const TILES: [Tile; 4] = [(128, 4, 1), (64, 4, 1), (64, 2, 1), (128, 2, 1)];
-
-/// The same for a walk without outputs, which needs half the registers of each unit: with two blocks a
-/// plane reads what it multiplies half as often.
-const STATE_TILES: [Tile; 4] = [(64, 4, 2), (64, 2, 2), (64, 2, 1), (128, 2, 1)];
+/// Depth that a plane holds at most, and columns of a cube in planes. The third makes the most cubes,
+/// the last takes the least shared memory.
+const TILES: [(usize, usize); 4] = [(128, 4), (64, 4), (64, 2), (128, 2)];
 
 /// The same for [`Instruction::Cmma`], where planes do not share a depth: three, of which one stands twice.
-const MATRIX_TILES: [Tile; 4] = [(128, 4, 1), (128, 4, 1), (128, 2, 1), (128, 1, 1)];
+const MATRIX_TILES: [(usize, usize); 4] = [(128, 4), (128, 4), (128, 2), (128, 1)];
 
 /// What a walk depends on.
 #[derive(Clone, Copy, Debug)]
@@ -160,12 +147,10 @@ pub(crate) struct WalkShape {
     pub units: usize,
     /// Last chunk first.
     pub reversed: bool,
-    /// Whether the state starts from a buffer, or at zero.
-    pub has_start: bool,
 }
 
 impl WalkShape {
-    /// `count` walks for each head on a device, from a given state.
+    /// `count` walks for each head on a device.
     pub fn new(
         dims: Dims,
         instruction: Instruction,
@@ -181,7 +166,6 @@ impl WalkShape {
             shared_memory: limits.shared_memory,
             units: limits.units,
             reversed,
-            has_start: true,
         }
     }
 }
@@ -189,29 +173,20 @@ impl WalkShape {
 impl WalkSpec {
     /// The walk for `o`, or `dv` if `reversed`.
     pub fn values(shape: WalkShape) -> Self {
-        Self::chosen(shape, TILES, Self::values_with)
+        Self::chosen(shape, Self::values_with)
     }
 
     /// The walk for `dq`, or `dk` if `reversed`.
     pub fn keys(shape: WalkShape) -> Self {
-        Self::chosen(shape, TILES, Self::keys_with)
-    }
-
-    /// The walk for the last state, or the gradient of the first if `reversed`.
-    pub fn state(shape: WalkShape) -> Self {
-        Self::chosen(shape, STATE_TILES, |shape, tile| WalkSpec {
-            emits: false,
-            intra: Intra::None,
-            ..Self::values_with(shape, tile)
-        })
+        Self::chosen(shape, Self::keys_with)
     }
 
     /// The widest tile with enough cubes for the device among those that fit it; measured, see the
     /// log of the benches.
-    fn chosen(shape: WalkShape, tiles: [Tile; 4], make: impl Fn(WalkShape, Tile) -> Self) -> Self {
+    fn chosen(shape: WalkShape, make: impl Fn(WalkShape, (usize, usize)) -> Self) -> Self {
         let tiles = match shape.instruction {
             Instruction::Cmma => MATRIX_TILES,
-            _ => tiles,
+            _ => TILES,
         };
         let specs = tiles.map(|tile| make(shape, tile));
         let fits = |spec: &&WalkSpec| {
@@ -230,7 +205,7 @@ impl WalkSpec {
         *first.or(specs[2..].iter().find(fits)).unwrap_or(&specs[3])
     }
 
-    fn values_with(shape: WalkShape, tile: Tile) -> Self {
+    fn values_with(shape: WalkShape, tile: (usize, usize)) -> Self {
         let WalkShape { dims, reversed, .. } = shape;
         let [q, k, depth] = operands(dims);
         WalkSpec {
@@ -243,7 +218,7 @@ impl WalkSpec {
         }
     }
 
-    fn keys_with(shape: WalkShape, tile: Tile) -> Self {
+    fn keys_with(shape: WalkShape, tile: (usize, usize)) -> Self {
         let WalkShape { dims, reversed, .. } = shape;
         let [q, k, width] = operands(dims);
         let decay = Decay::of(dims.gate);
@@ -270,7 +245,7 @@ impl WalkSpec {
     }
 
     /// Tiles for a depth and a width; the operands are still to be told.
-    fn tiled(shape: WalkShape, tile: Tile, depth: usize, width: usize) -> Self {
+    fn tiled(shape: WalkShape, tile: (usize, usize), depth: usize, width: usize) -> Self {
         let parts = depth.div_ceil(max_depth(shape.instruction));
         let part_depth = depth.div_ceil(parts);
         let depth_planes = part_depth.div_ceil(tile.0);
@@ -284,8 +259,7 @@ impl WalkSpec {
             width,
             plane_depth: part_depth.div_ceil(depth_planes).next_multiple_of(16),
             depth_planes,
-            column_planes: width.div_ceil(16 * tile.2).min(tile.1),
-            column_blocks: tile.2,
+            column_planes: width.div_ceil(16).min(tile.1),
             parts,
             state: (shape.dims.key_dim, shape.dims.value_dim),
             padded: padded(shape.dims),
@@ -296,8 +270,6 @@ impl WalkSpec {
             trace: Trace::None,
             dots: false,
             precise: false,
-            has_start: shape.has_start,
-            emits: true,
             instruction: shape.instruction,
         }
     }
@@ -309,17 +281,12 @@ impl WalkSpec {
 
     /// Columns of a cube.
     pub const fn columns(&self) -> usize {
-        16 * self.column_planes * self.column_blocks
+        16 * self.column_planes
     }
 
     /// Units of a cube.
     pub const fn units(&self) -> usize {
         32 * self.column_planes * self.depth_planes
-    }
-
-    /// Pairs of the state that a unit has of each block.
-    pub const fn block_pairs(&self) -> usize {
-        self.plane_depth / 4
     }
 
     /// Column tiles.
@@ -373,6 +340,17 @@ impl WalkSpec {
         }
     }
 
+    /// The piece of a chunk's decays that a cube reads.
+    pub fn decay_line(&self) -> DecayLine {
+        DecayLine {
+            heads: self.heads,
+            stride: self.decay_stride(),
+            len: self.decay_len(),
+            units: self.units(),
+            gated: self.decay != Decay::None,
+        }
+    }
+
     /// Where a line of the rows' decays has the factors of the outputs, and of `right`.
     pub fn factors(&self) -> (usize, usize) {
         if self.reversed { (CHUNK, 0) } else { (0, CHUNK) }
@@ -381,14 +359,13 @@ impl WalkSpec {
     /// Bytes of shared memory for elements of `size` bytes.
     pub fn shared_memory(&self, size: usize) -> usize {
         let deep = self.left_len() + self.update_len();
-        let wide = CHUNK * (self.columns() + 8) + self.probe_len();
+        let wide = CHUNK * (self.columns() + 8);
         let floats = 2 * self.exchange_len() + self.dots_len() + 2 * self.decay_len();
         let scratch = scratch_bytes(self.units() / 32, size, self.instruction);
         size * (deep + wide + self.pairs_len()) + 4 * floats + scratch
     }
 
-    /// Whether `left` and `update` take turns in one tile and `probe` is read in place: where shared
-    /// memory is short.
+    /// Whether `left` and `update` take turns in one tile: where shared memory is short.
     pub fn takes_turns(&self) -> bool {
         self.instruction == Instruction::Cmma
     }
@@ -398,11 +375,6 @@ impl WalkSpec {
         if self.intra == Intra::None { 8 } else { CHUNK * (CHUNK + 8) }
     }
 
-    /// Elements of the tile of `probe`.
-    pub fn probe_len(&self) -> usize {
-        if self.dots && !self.takes_turns() { CHUNK * (self.columns() + 8) } else { 8 }
-    }
-
     /// Shares of the planes in `dots`.
     pub fn dots_len(&self) -> usize {
         if self.dots { CHUNK * self.units() / 32 } else { 1 }
@@ -410,7 +382,7 @@ impl WalkSpec {
 
     /// Elements of the tile of `left`, and of `update` if they take turns.
     pub fn left_len(&self) -> usize {
-        if self.emits || self.takes_turns() { CHUNK * (self.depth() + 8) } else { 8 }
+        CHUNK * (self.depth() + 8)
     }
 
     /// Elements of the tile of `update`.
@@ -420,7 +392,7 @@ impl WalkSpec {
 
     /// Pairs of accumulators that planes exchange.
     pub fn exchange_len(&self) -> usize {
-        if self.depth_planes == 1 || !self.emits { 1 } else { 16 * self.units() }
+        if self.depth_planes == 1 { 1 } else { 16 * self.units() }
     }
 
     pub fn stage(&self, own_heads: usize, width: usize, cols: usize) -> Stage {
@@ -430,7 +402,7 @@ impl WalkSpec {
 
 /// Heads of the queries and the keys that are walked, and their width: the plan's own for a vector
 /// gate, else the inputs themselves.
-fn operands(dims: Dims) -> [usize; 3] {
+pub(super) fn operands(dims: Dims) -> [usize; 3] {
     match Decay::of(dims.gate) {
         Decay::Channels => [dims.heads, dims.heads, padded(dims)],
         _ => [dims.heads, dims.kv_heads, dims.key_dim],

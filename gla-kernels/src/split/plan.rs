@@ -43,9 +43,9 @@ pub(crate) fn backward(launcher: &Launcher<SplitBlueprint>, args: &BackwardArgs)
     let group = dims.heads / dims.kv_heads;
     let pairs = launcher.scratch(launcher.row_heads() * launcher.blueprint.chunk);
     launcher.scores(q, k, dims.key_dim, dims.gate.is_some(), &pairs);
-    let (dv, dv_type) = launcher.shares(&args.dv, dims.kv_heads, dims.value_dim, 1);
+    let (dv, dv_type) = launcher.shares(&args.dv, dims.kv_heads, dims.value_dim, 1, f32_type);
     launcher.output(Role::Key, [k, d_o], [&d_states, &pairs], (&dv, dv_type));
-    launcher.sum_shares(&dv, &args.dv, dims.kv_heads, dims.value_dim, 1);
+    launcher.sum_shares((&dv, dv_type), &args.dv, dims.kv_heads, dims.value_dim, 1);
 
     // `A` is used up: its buffer takes `dA`
     launcher.scores(d_o, v, dims.value_dim, false, &pairs);
@@ -67,10 +67,10 @@ pub(crate) fn backward(launcher: &Launcher<SplitBlueprint>, args: &BackwardArgs)
 
     let keys = |group| Sum { parts: 1, group, width: dims.key_dim, inner: 1 };
     if !in_place {
-        launcher.reduce_heads(&dq, &args.dq, keys(1), problem.dtype);
+        launcher.reduce_heads(&dq, &args.dq, keys(1), [f32_type, problem.dtype]);
     }
     if !in_place || group > 1 {
-        launcher.reduce_heads(&dk, &args.dk, keys(group), problem.dtype);
+        launcher.reduce_heads(&dk, &args.dk, keys(group), [f32_type, problem.dtype]);
     }
     if let Some(dgate) = &args.dgate
         && !vector
