@@ -16,8 +16,8 @@ use crate::Instruction;
 /// Two neighbouring columns of an accumulator or operand row, as a lane holds them.
 pub type Pair<E> = Vector<E, Const<2>>;
 
-/// A 16 x 16 block as `ldmatrix` reads it: 8 x 8 matrices `(row half, column half)` in the order
-/// (0, 0), (1, 0), (0, 1), (1, 1), each transposed or not.
+/// A 16 x 16 block as `ldmatrix` reads it: four 8 x 8 matrices `(row half, column half)`, each
+/// transposed or not.
 pub type Quad<E> = Array<Pair<E>>;
 
 /// A left operand.
@@ -102,15 +102,24 @@ fn own_rows(#[comptime] stride: usize) -> usize {
     (UNIT_POS as usize / 32) * comptime!(16 * stride)
 }
 
+/// The registers of a block that is read transposed or not. Each eight lanes point at one 8 x 8 matrix, so
+/// their order costs nothing: (0, 0), (1, 0), (0, 1), (1, 1), or that of a transpose if `permute`.
+/// (`mma` wants its operand in neighbouring registers; exchanged afterwards, they are copied for each use.)
 #[cube]
 fn load_quad<E: Float, N: Size>(
     tile: &[Vector<E, N>],
     at: usize,
     #[comptime] stride: usize,
     #[comptime] transpose: bool,
+    #[comptime] permute: bool,
 ) -> Quad<E> {
     let lane = UNIT_POS_PLANE as usize;
-    let from = at + (lane % 16) * stride + (lane / 16) * 8;
+    let (row, col) = if permute {
+        (lane % 8 + lane / 16 * 8, lane / 8 % 2 * 8)
+    } else {
+        (lane % 16, lane / 16 * 8)
+    };
+    let from = at + row * stride + col;
     let def = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
     let scalars = tile.with_vector_size::<Const<1>>();
     def.load_matrix::<Vector<E, Const<1>>, Const<2>>(
@@ -136,29 +145,6 @@ fn load_matrix<E: Float, N: Size>(
     x
 }
 
-/// The registers of a block that is read transposed or not, and put in the order of a transpose or not.
-#[cube]
-fn load_operand<E: Float, N: Size>(
-    tile: &[Vector<E, N>],
-    at: usize,
-    #[comptime] stride: usize,
-    #[comptime] transpose: bool,
-    #[comptime] permute: bool,
-) -> Quad<E> {
-    let quad = load_quad::<E, N>(tile, at, stride, transpose);
-    if permute { permuted::<E>(&quad) } else { quad }
-}
-
-#[cube]
-fn permuted<E: Float>(quad: &Quad<E>) -> Quad<E> {
-    let mut out = Array::<Pair<E>>::new(4usize);
-    out[0] = quad[0];
-    out[1] = quad[2];
-    out[2] = quad[1];
-    out[3] = quad[3];
-    out
-}
-
 #[cube]
 impl<E: Float> Left<E> {
     /// Of the block at `(row, col)` of a tile `[.., stride]` that has it as `[m, k]`, or as `[k, m]` if
@@ -176,22 +162,7 @@ impl<E: Float> Left<E> {
             let x = load_matrix::<E, N>(tile, at, stride, MatrixIdent::A, transposed);
             Left::<E>::new_Cmma(x)
         } else {
-            Left::<E>::new_Mma(load_operand::<E, N>(tile, at, stride, transposed, transposed))
-        }
-    }
-
-    /// Of the transpose of `right`, which was loaded from the block at `(row, col)` of this tile, stored
-    /// as `[k, n]`.
-    pub fn transpose<N: Size>(
-        right: &Right<E>,
-        tile: &[Vector<E, N>],
-        row: usize,
-        col: usize,
-        #[comptime] stride: usize,
-    ) -> Self {
-        match right {
-            Right::Mma(quad) => Left::<E>::new_Mma(permuted::<E>(quad)),
-            Right::Cmma(_) => Left::<E>::load::<N>(tile, row, col, stride, true, Instruction::Cmma),
+            Left::<E>::new_Mma(load_quad::<E, N>(tile, at, stride, transposed, transposed))
         }
     }
 }
@@ -264,7 +235,7 @@ impl<E: Float> Right<E> {
         } else {
             // the registers of a right operand are those of its transpose
             let transpose = comptime!(!transposed);
-            Right::<E>::new_Mma(load_operand::<E, N>(tile, at, stride, transpose, transposed))
+            Right::<E>::new_Mma(load_quad::<E, N>(tile, at, stride, transpose, transposed))
         }
     }
 

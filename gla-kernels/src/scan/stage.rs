@@ -21,6 +21,11 @@ pub struct Stage {
 }
 
 impl Stage {
+    /// Whether tiles never reach beyond the width.
+    pub const fn fills(&self) -> bool {
+        self.width.is_multiple_of(self.cols)
+    }
+
     /// Tiles of a slice.
     pub fn slice(spec: ChunkSpec, own_heads: usize, width: usize, units: usize) -> Self {
         Stage { own_heads, group: spec.dims.heads / own_heads, width, cols: spec.slice(), units }
@@ -70,11 +75,22 @@ pub(crate) fn put<E: Float, N: Size>(
 ) {
     let size = N::value();
     let stride = comptime!((from.cols + 8) / size);
-    #[unroll]
-    for n in 0..held::<N>(from) {
-        let (r, c, value) = masked::<E, N>(x, n, len, col0, from);
-        if r < CHUNK {
-            out[r * stride + c] = value;
+    // most chunks are whole: a mask takes apart and joins again every element
+    if comptime!(from.fills()) && len == CHUNK {
+        #[unroll]
+        for n in 0..held::<N>(from) {
+            let (r, c) = place::<N>(n, from);
+            if r < CHUNK {
+                out[r * stride + c] = x[n];
+            }
+        }
+    } else {
+        #[unroll]
+        for n in 0..held::<N>(from) {
+            let (r, c) = place::<N>(n, from);
+            if r < CHUNK {
+                out[r * stride + c] = masked::<E, N>(x, n, len, col0, from);
+            }
         }
     }
 }
@@ -93,8 +109,9 @@ pub(crate) fn put_elements<E: Float, N: Size>(
     let stride = comptime!(from.cols + 8);
     #[unroll]
     for n in 0..held::<N>(from) {
-        let (r, c, value) = masked::<E, N>(x, n, len, col0, from);
+        let (r, c) = place::<N>(n, from);
         if r < CHUNK {
+            let value = masked::<E, N>(x, n, len, col0, from);
             #[unroll]
             for e in 0..size {
                 out[r * stride + c * size + e] = value.extract(e);
@@ -103,7 +120,16 @@ pub(crate) fn put_elements<E: Float, N: Size>(
     }
 }
 
-/// Row and column, in vectors, of the unit's vector `n`, and its value.
+/// Row and column, in vectors, of the unit's vector `n`.
+#[cube]
+fn place<N: Size>(#[comptime] n: usize, #[comptime] from: Stage) -> (usize, usize) {
+    let size = N::value();
+    let across = comptime!(from.cols / size);
+    let at = UNIT_POS as usize + n * from.units;
+    (at / across, at % across)
+}
+
+/// The unit's vector `n`, zero outside.
 #[cube]
 fn masked<E: Float, N: Size>(
     x: &Array<Vector<E, N>>,
@@ -111,14 +137,12 @@ fn masked<E: Float, N: Size>(
     len: usize,
     col0: usize,
     #[comptime] from: Stage,
-) -> (usize, usize, Vector<E, N>) {
+) -> Vector<E, N> {
     let size = N::value();
-    let across = comptime!(from.cols / size);
     let wide = comptime!(from.width / size);
-    let at = UNIT_POS as usize + n * from.units;
-    let (r, c) = (at / across, at % across);
+    let (r, c) = place::<N>(n, from);
     let valid = r < len && col0 / size + c < wide;
-    (r, c, select(valid, x[n], Vector::new(E::from_int(0))))
+    select(valid, x[n], Vector::new(E::from_int(0)))
 }
 
 /// A piece of a chunk's line of decays `[chunks, H, stride]`.

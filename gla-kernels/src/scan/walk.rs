@@ -407,6 +407,19 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
                 }
             }
         }
+        // `right^T`; the tile is the next chunk's after the barrier
+        let mut lefts = Sequence::<Left<E>>::new();
+        #[unroll]
+        for s in 0..comptime!(if takes_turns { 0 } else { 4 }) {
+            let (row, col) = (s * 16, plane_column);
+            let left = Left::<E>::load(&right_tile, row, col, column_stride, true, by);
+            if scales_right {
+                let factors = factors_of_right(&decay_tiles, decay_at, s, scale, spec);
+                lefts.push(scaled::<E>(&left, &factors));
+            } else {
+                lefts.push(left);
+            }
+        }
         sync_cube();
 
         fetch::<E, D>(left, &mut next_left, &next_rows, head, depth0, from_left);
@@ -490,18 +503,12 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
                 state[2 * n + half] *= factor;
             }
         }
-        let mut lefts = Sequence::<Left<E>>::new();
-        #[unroll]
-        for s in 0..4usize {
-            let right = rights.index(s);
-            let left =
-                Left::<E>::transpose(right, &right_tile, s * 16, plane_column, column_stride);
-            // where tiles take turns, that of `right` has been put down scaled
-            if comptime!(scales_right && !takes_turns) {
-                let factors = factors_of_right(&decay_tiles, decay_at, s, scale, spec);
-                lefts.push(scaled::<E>(&left, &factors));
-            } else {
-                lefts.push(left);
+        // where tiles take turns, that of `right` has been put down scaled
+        if takes_turns {
+            #[unroll]
+            for s in 0..4usize {
+                let (row, col) = (s * 16, plane_column);
+                lefts.push(Left::<E>::load(&right_tile, row, col, column_stride, true, by));
             }
         }
         #[unroll]
