@@ -355,7 +355,7 @@ impl Launcher<'_, ScanBlueprint> {
         let rows = self.problem.rows();
         let (deep, wide) = (self.vector(spec.depth_width), self.vector(spec.width));
         let across = self.vector(CHUNK);
-        let pair = if spec.by_channel() { 1 } else { wide.min(2) };
+        let written = spec.out_vector(wide);
         let none = || self.table();
         let trace = match walk.trace {
             Some(trace) => arg(trace, self.num_chunks * spec.heads * spec.trace_pairs()),
@@ -386,7 +386,7 @@ impl Launcher<'_, ScanBlueprint> {
                 wide,
                 across,
                 wide.min(2),
-                pair,
+                written,
                 read(walk.left, rows * spec.left_heads * spec.depth_width / deep),
                 read(walk.update, rows * spec.update_heads * spec.depth_width / deep),
                 read(walk.right, rows * spec.right_heads * spec.width / wide),
@@ -398,7 +398,7 @@ impl Launcher<'_, ScanBlueprint> {
                 probe,
                 walk.ends.start.as_ref().map_or_else(none, |start| arg(start, ends_len)),
                 arg(&walk.ends.end, ends_len),
-                read(walk.out.0, out_len / pair),
+                read(walk.out.0, out_len / written),
                 dots,
                 trace,
                 products,

@@ -25,7 +25,7 @@
 //! A plane owns 16 columns and some of the state's depth; a cube, some columns and all of the depth. The
 //! state stays, transposed, in registers, as the pairs of the accumulators of `update^T right`: with
 //! `mma` they are at the same time the right operand of `left state`. Planes with the same columns add
-//! up their shares of the output through shared memory.
+//! up their shares of the output through shared memory, from where whole lines are written.
 //!
 //! A chunk takes two barriers, four where `left` and `update` take turns in one tile. What the next
 //! chunk needs is on its way to registers meanwhile: a tile is read again as soon as its values are in
@@ -84,6 +84,8 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
     let units = comptime!(spec.units());
     let (key_dim, value_dim) = comptime!(spec.state);
     let keys_deep = comptime!(spec.keys == KeyAxis::Depth);
+    let (stages_out, by_channel) = comptime!((spec.stages_out(), spec.by_channel()));
+    let out_stride = comptime!(spec.out_stride());
     let has_intra = comptime!(spec.intra != Intra::None);
     let by_rows = comptime!(spec.decay == Decay::Rows);
     // a constant in the place of the rows' decay scales either the outputs or the updates
@@ -139,7 +141,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         16usize,
     );
     let mut scratch = Scratch::<E>::new(comptime!(units / 32), true, by);
-    let mut exchange = Shared::<[Pair<f32>]>::new_slice(comptime!(spec.exchange_len()));
+    let mut out_tile = Shared::<[f32]>::new_aligned_slice(comptime!(spec.out_tile_len()), 16usize);
     let mut dot_tile = Shared::<[f32]>::new_slice(comptime!(spec.dots_len()));
     let decay_len = comptime!(spec.decay_len());
     let decay_line = comptime!(spec.decay_line());
@@ -341,10 +343,20 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
                 sums.index(m).add_to::<E>(&mut acc, 4 * m, &mut scratch);
             }
         }
-        if comptime!(sharing > 1) {
+        if stages_out {
             #[unroll]
             for i in 0..16usize {
-                exchange[i * units + unit] = acc[i];
+                let (r, c) = pair_position(i % 4);
+                let (row, column) = (i / 4 * 16 + r, plane_column + c);
+                if by_channel {
+                    let at = (depth_plane * columns + column) * out_stride + row;
+                    out_tile[at] = acc[i].extract(0usize);
+                    out_tile[at + out_stride] = acc[i].extract(1usize);
+                } else {
+                    let at = (depth_plane * CHUNK + row) * out_stride + column;
+                    let pairs = out_tile.as_vectorized_mut().with_vector_size_mut::<Const<2>>();
+                    pairs[at / 2] = acc[i];
+                }
             }
         }
         if takes_turns {
@@ -438,50 +450,17 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
                 dots[(share * num_rows + rows.start + row) * spec.heads + head] = sum;
             }
         }
-        let to = (part * num_rows + rows.start) * spec.heads + head;
-        #[unroll]
-        for m in 0..4usize {
-            if takes_block(depth_plane, m, sharing) {
-                #[unroll]
-                for i in 0..4usize {
-                    let mut pair = acc[4 * m + i];
-                    if comptime!(sharing > 1) {
-                        #[unroll]
-                        for other in 1..sharing {
-                            let plane = column_plane
-                                + ((depth_plane + other) % sharing) * spec.column_planes;
-                            pair += exchange[(4 * m + i) * units + plane * 32 + lane];
-                        }
-                    }
-                    let row = m * 16 + lane / 4 + 8 * (i % 2);
-                    let column = column0 + plane_column + 8 * (i / 2) + 2 * (lane % 4);
-                    let at = (to + row * spec.heads) * spec.width + column;
-                    if comptime!(spec.by_channel()) {
-                        // for `intra_grad`, whose units read some rows of one channel
-                        if column < spec.width {
-                            let line = ((part * num_chunks + chunk) * spec.heads + head)
-                                * spec.width
-                                + column;
-                            out[line * CHUNK + row] = Vector::cast_from(pair.extract(0usize));
-                            out[(line + 1) * CHUNK + row] = Vector::cast_from(pair.extract(1usize));
-                        }
-                    } else if row < rows.len {
-                        let size = W::value();
-                        if comptime!(size == 2) {
-                            if column < spec.width {
-                                out[at / 2] = Vector::cast_from(pair);
-                            }
-                        } else {
-                            if column < spec.width {
-                                out[at] = Vector::cast_from(pair.extract(0usize));
-                            }
-                            if column + 1 < spec.width {
-                                out[at + 1] = Vector::cast_from(pair.extract(1usize));
-                            }
-                        }
-                    }
-                }
-            }
+        // lines of rows, or of channels for `intra_grad`, whose units read some rows of one channel
+        let line = if by_channel {
+            (part * num_chunks + chunk) * spec.heads + head
+        } else {
+            (part * num_rows + rows.start) * spec.heads + head
+        };
+        if stages_out {
+            write_staged::<O, W>(&out_tile, out, line, column0, rows.len, spec);
+        } else {
+            let column = column0 + plane_column;
+            write_pairs::<O, W>(&acc, out, line, column, rows.len, spec);
         }
 
         #[unroll]
@@ -540,6 +519,100 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
                 let (at, valid) = state_at(own_depth + 8 * n + e, own_column + 8 * half, spec);
                 if valid {
                     end[state_base + at] = state[2 * n + half].extract(e);
+                }
+            }
+        }
+    }
+}
+
+/// Adds up the planes' shares of a tile of outputs and writes it, four numbers of a line at a time:
+/// pairs of a plane would reach eight lines with each store.
+#[cube]
+fn write_staged<O: Float, W: Size>(
+    tile: &[f32],
+    out: &mut [Vector<O, W>],
+    line: usize,
+    column0: usize,
+    len: usize,
+    #[comptime] spec: WalkSpec,
+) {
+    let size = W::value();
+    let by_channel = comptime!(spec.by_channel());
+    let (columns, stride) = comptime!((spec.columns(), spec.out_stride()));
+    let (lines, numbers) = comptime!(if by_channel { (columns, CHUNK) } else { (CHUNK, columns) });
+    let fours = tile.as_vectorized().with_vector_size::<Const<4>>();
+    #[unroll]
+    for n in 0..comptime!((lines * numbers / 4).div_ceil(spec.units())) {
+        let at = UNIT_POS as usize + n * spec.units();
+        let across = comptime!(numbers / 4);
+        let (own, first) = (at / across, at % across * 4);
+        if own < lines {
+            let mut sum = fours[(own * stride + first) / 4];
+            #[unroll]
+            for share in 1..comptime!(spec.depth_planes) {
+                sum += fours[((share * lines + own) * stride + first) / 4];
+            }
+            let (row, column) = if by_channel { (first, own) } else { (own, first) };
+            let column = column0 + column;
+            let to = if by_channel {
+                (line * spec.width + column) * CHUNK + row
+            } else {
+                (line + row * spec.heads) * spec.width + column
+            };
+            #[unroll]
+            for e in 0..comptime!(4 / size) {
+                let inside = if by_channel {
+                    column < spec.width
+                } else {
+                    row < len && column + e * size < spec.width
+                };
+                if inside {
+                    let mut value = Vector::<f32, W>::empty();
+                    #[unroll]
+                    for i in 0..size {
+                        value.insert(i, sum.extract(comptime!(e * size + i)));
+                    }
+                    out[(to + e * size) / size] = Vector::cast_from(value);
+                }
+            }
+        }
+    }
+}
+
+/// Writes a plane's outputs as it has them.
+#[cube]
+fn write_pairs<O: Float, W: Size>(
+    acc: &Array<Pair<f32>>,
+    out: &mut [Vector<O, W>],
+    line: usize,
+    column0: usize,
+    len: usize,
+    #[comptime] spec: WalkSpec,
+) {
+    let size = W::value();
+    #[unroll]
+    for i in 0..16usize {
+        let (r, c) = pair_position(i % 4);
+        let (row, column) = (i / 4 * 16 + r, column0 + c);
+        let pair = acc[i];
+        if comptime!(spec.by_channel()) {
+            if column < spec.width {
+                let to = (line * spec.width + column) * CHUNK + row;
+                out[to] = Vector::cast_from(pair.extract(0usize));
+                out[to + CHUNK] = Vector::cast_from(pair.extract(1usize));
+            }
+        } else if row < len {
+            let to = (line + row * spec.heads) * spec.width + column;
+            if comptime!(size == 2) {
+                if column < spec.width {
+                    out[to / 2] = Vector::cast_from(pair);
+                }
+            } else {
+                if column < spec.width {
+                    out[to] = Vector::cast_from(pair.extract(0usize));
+                }
+                if column + 1 < spec.width {
+                    out[to + 1] = Vector::cast_from(pair.extract(1usize));
                 }
             }
         }

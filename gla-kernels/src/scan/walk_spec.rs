@@ -360,7 +360,7 @@ impl WalkSpec {
     pub fn shared_memory(&self, size: usize) -> usize {
         let deep = self.left_len() + self.update_len();
         let wide = CHUNK * (self.columns() + 8);
-        let floats = 2 * self.exchange_len() + self.dots_len() + 2 * self.decay_len();
+        let floats = self.out_tile_len() + self.dots_len() + 2 * self.decay_len();
         let scratch = scratch_bytes(self.units() / 32, size, self.instruction);
         size * (deep + wide + self.pairs_len()) + 4 * floats + scratch
     }
@@ -390,9 +390,31 @@ impl WalkSpec {
         if self.takes_turns() { 8 } else { CHUNK * (self.depth() + 8) }
     }
 
-    /// Pairs of accumulators that planes exchange.
-    pub fn exchange_len(&self) -> usize {
-        if self.depth_planes == 1 { 1 } else { 16 * self.units() }
+    /// Whether outputs are added up and written from shared memory: where there is room. Else a plane has
+    /// all of the depth and writes them itself.
+    pub fn stages_out(&self) -> bool {
+        !self.takes_turns()
+    }
+
+    /// Numbers from a line of staged outputs to the next, so that the stores of a plane meet in no bank.
+    pub fn out_stride(&self) -> usize {
+        if self.by_channel() { CHUNK + 4 } else { self.columns() + 8 }
+    }
+
+    /// Numbers of the staged outputs.
+    pub fn out_tile_len(&self) -> usize {
+        let lines = if self.by_channel() { self.columns() } else { CHUNK };
+        if self.stages_out() { self.depth_planes * lines * self.out_stride() } else { 4 }
+    }
+
+    /// Numbers of the output that are written at once, of lines that `most` divides.
+    pub fn out_vector(&self, most: usize) -> usize {
+        match (self.stages_out(), self.by_channel()) {
+            (true, true) => 4,
+            (true, false) => most.min(4),
+            (false, true) => 1,
+            (false, false) => most.min(2),
+        }
     }
 
     pub fn stage(&self, own_heads: usize, width: usize, cols: usize) -> Stage {
