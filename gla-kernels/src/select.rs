@@ -215,13 +215,12 @@ mod tests {
     #[test]
     fn walks_fit_the_device() {
         let half = ElemType::Float(FloatKind::BF16);
-        for (instruction, shared_memory, least) in [
-            (Instruction::Mma, 99 << 10, 150),
-            (Instruction::Mma, 163 << 10, 150),
-            (Instruction::Mma, 227 << 10, 150),
-            (Instruction::Cmma, 48 << 10, 150),
+        for (instruction, shared_memory) in [
+            (Instruction::Mma, 99 << 10),
+            (Instruction::Mma, 163 << 10),
+            (Instruction::Mma, 227 << 10),
+            (Instruction::Cmma, 48 << 10),
         ] {
-            let mut checked = 0;
             let mut device = limits(shared_memory, 1024);
             match instruction {
                 Instruction::Mma => device.mma.push(half),
@@ -231,17 +230,14 @@ mod tests {
                 (16..=256).step_by(16).flat_map(|k| (16..=1024).step_by(48).map(move |v| (k, v)))
             {
                 let problem = Problem { dtype: half, ..problem(4096, key_dim, value_dim) };
-                if select(Strategy::Plan(Plan::Scan), &problem, &device).is_err() {
-                    continue;
-                }
-                checked += 1;
+                select(Strategy::Plan(Plan::Scan), &problem, &device)
+                    .unwrap_or_else(|e| panic!("{instruction:?} {key_dim} {value_dim}: {e}"));
                 for count in [1, 8, 64, 512] {
                     let largest =
                         crate::scan::largest_walk(problem.dims, count, instruction, &device);
                     assert!(largest <= shared_memory, "{key_dim} {value_dim} {count}: {largest}");
                 }
             }
-            assert!(checked > least, "{instruction:?} {shared_memory}: {checked} problems fit");
         }
     }
 }

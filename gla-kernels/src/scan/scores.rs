@@ -167,7 +167,8 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size>(
 
 /// `factor left_t . right_s` of a chunk, below and on the diagonal: of each plane tile [`lower_tile`] of its
 /// number, and of those of as many more as there are planes in the cube; none beyond the tenth.
-/// `factor` is a power of two: rows of `left` take it in their own type. `staged`: two tiles
+/// `factor` is a power of two: rows of `right` take it in their own type (those of `left`, gradients, may
+/// be small already). `staged`: two tiles
 /// `[64, stride]`.
 #[cube]
 #[allow(clippy::too_many_arguments)]
@@ -199,9 +200,9 @@ pub(crate) fn row_products<E: Float, N: Size>(
         sync_cube();
         let at = slice * slice_len;
         #[unroll]
-        for n in 0..held::<N>(from_left) {
-            let product = Vector::<f32, N>::cast_from(next_left[n]) * Vector::new(factor);
-            next_left[n] = Vector::cast_from(product);
+        for n in 0..held::<N>(from_right) {
+            let product = Vector::<f32, N>::cast_from(next_right[n]) * Vector::new(factor);
+            next_right[n] = Vector::cast_from(product);
         }
         stage::<E, N>(&next_left, &mut staged[0..tile], rows.len, at, from_left, by);
         let second = &mut staged[tile..comptime!(2 * tile)];

@@ -124,11 +124,11 @@ const fn max_depth(instruction: Instruction) -> usize {
 }
 
 /// Depth that a plane holds at most, and columns of a cube in planes. The third makes the most cubes,
-/// the last takes the least shared memory.
-const TILES: [(usize, usize); 4] = [(128, 4), (64, 4), (64, 2), (128, 2)];
+/// those after it take less and less shared memory.
+const TILES: &[(usize, usize)] = &[(128, 4), (64, 4), (64, 2), (128, 2), (128, 1)];
 
 /// The same for [`Instruction::Cmma`], where planes do not share a depth: three, of which one stands twice.
-const MATRIX_TILES: [(usize, usize); 4] = [(128, 4), (128, 4), (128, 2), (128, 1)];
+const MATRIX_TILES: &[(usize, usize)] = &[(128, 4), (128, 4), (128, 2), (128, 1)];
 
 /// What a walk depends on.
 #[derive(Clone, Copy, Debug)]
@@ -188,7 +188,7 @@ impl WalkSpec {
             Instruction::Cmma => MATRIX_TILES,
             _ => TILES,
         };
-        let specs = tiles.map(|tile| make(shape, tile));
+        let specs: Vec<_> = tiles.iter().map(|&tile| make(shape, tile)).collect();
         let fits = |spec: &&WalkSpec| {
             spec.shared_memory(2) <= shape.shared_memory && spec.units() <= shape.units
         };
@@ -202,7 +202,7 @@ impl WalkSpec {
             cubes >= wanted
         };
         let first = specs[..3].iter().filter(fits).find(enough);
-        *first.or(specs[2..].iter().find(fits)).unwrap_or(&specs[3])
+        *first.or(specs[2..].iter().find(fits)).unwrap_or(&specs[specs.len() - 1])
     }
 
     fn values_with(shape: WalkShape, tile: (usize, usize)) -> Self {
