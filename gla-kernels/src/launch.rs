@@ -120,8 +120,7 @@ impl<'a, B> Launcher<'a, B> {
         if elements == 0 {
             return;
         }
-        let fits = |&size: &usize| size == 1 || sum.inner == 1 && sum.width.is_multiple_of(size);
-        let size = [4, 2, 1].into_iter().find(fits).unwrap_or(1);
+        let size = if sum.inner == 1 { widest_vector(sum.width, &[4, 2]) } else { 1 };
         let vectors = elements / size;
         let units = 64;
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
@@ -191,6 +190,11 @@ impl<'a, B> Launcher<'a, B> {
 pub(crate) fn arg(handle: &Handle, len: usize) -> BufferArg {
     // SAFETY: callers check their buffers (`buffer`) or allocate them with this length (`scratch`).
     unsafe { BufferArg::from_raw_parts(handle.clone(), len) }
+}
+
+/// The first of the sizes that divides a width; else vectors are single elements.
+pub(crate) fn widest_vector(width: usize, sizes: &[usize]) -> usize {
+    sizes.iter().copied().find(|size| width.is_multiple_of(*size)).unwrap_or(1)
 }
 
 /// A grid of at least `tasks` cubes: devices bound each axis (65535 on WebGPU), so it has two.

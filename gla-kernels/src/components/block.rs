@@ -289,12 +289,7 @@ impl Acc {
                 0.0f32,
             ))
         } else {
-            let mut pairs = Array::<Pair<f32>>::new(4usize);
-            #[unroll]
-            for i in 0..4usize {
-                pairs[i] = Vector::new(0.0f32);
-            }
-            Acc::new_Mma(pairs)
+            Acc::new_Mma(zero_pairs(4usize))
         }
     }
 

@@ -11,7 +11,7 @@ use super::{
     CHUNK, ChunkSpec, combine, intra_grad, padded, part_type, prepare, row_gate, scores,
     state_walk, walk,
 };
-use crate::launch::{Launcher, arg, cubes};
+use crate::launch::{Launcher, arg, cubes, widest_vector};
 use crate::{Instruction, ScanBlueprint, Segments};
 
 /// What `prepare` or `scores` makes of a call.
@@ -355,7 +355,7 @@ impl Launcher<'_, ScanBlueprint> {
         let rows = self.problem.rows();
         let (deep, wide) = (self.vector(spec.depth_width), self.vector(spec.width));
         let across = self.vector(CHUNK);
-        let written = spec.out_vector(wide);
+        let (pair, written) = (wide.min(2), spec.out_vector(wide));
         let none = || self.table();
         let trace = match walk.trace {
             Some(trace) => arg(trace, self.num_chunks * spec.heads * spec.trace_pairs()),
@@ -368,7 +368,7 @@ impl Launcher<'_, ScanBlueprint> {
         };
         let (probe, dots) = match walk.dots {
             Some((probe, dots)) if rows > 0 => (
-                arg(probe, rows * spec.probe_heads * spec.width / wide.min(2)),
+                arg(probe, rows * spec.probe_heads * spec.width / pair),
                 arg(dots, spec.dot_shares() * self.row_heads()),
             ),
             _ => (none(), none()),
@@ -385,7 +385,7 @@ impl Launcher<'_, ScanBlueprint> {
                 deep,
                 wide,
                 across,
-                wide.min(2),
+                pair,
                 written,
                 read(walk.left, rows * spec.left_heads * spec.depth_width / deep),
                 read(walk.update, rows * spec.update_heads * spec.depth_width / deep),
@@ -474,7 +474,7 @@ impl Launcher<'_, ScanBlueprint> {
             Instruction::Cmma => &[4],
             _ => &[8, 4, 2],
         };
-        sizes.iter().copied().find(|n| width.is_multiple_of(*n)).unwrap_or(1)
+        widest_vector(width, sizes)
     }
 }
 

@@ -102,16 +102,26 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size>(
 
     let from_q = comptime!(Stage::slice(spec, dims.heads, dims.key_dim, UNITS));
     let from_k = comptime!(Stage::slice(spec, dims.kv_heads, dims.key_dim, UNITS));
-    let one = f32::new(1.0);
     let mut acc = zero_pairs(4usize);
-    let sums = row_products::<E, N>(q, k, &mut staged, &rows, head, one, from_q, from_k, spec);
+    let sums =
+        row_products::<E, N>(q, k, &mut staged, &rows, head, scale, false, from_q, from_k, spec);
     sums.index(0usize).add_to::<E>(&mut acc, 0usize, &mut scratch);
     let mut acc_grad = zero_pairs(4usize);
     if comptime!(backward) {
         let from_do = comptime!(Stage::slice(spec, dims.heads, dims.value_dim, UNITS));
         let from_v = comptime!(Stage::slice(spec, dims.kv_heads, dims.value_dim, UNITS));
-        let sums =
-            row_products::<E, M>(d_o, v, &mut staged, &rows, head, one, from_do, from_v, spec);
+        let sums = row_products::<E, M>(
+            d_o,
+            v,
+            &mut staged,
+            &rows,
+            head,
+            scale,
+            false,
+            from_do,
+            from_v,
+            spec,
+        );
         sums.index(0usize).add_to::<E>(&mut acc_grad, 0usize, &mut scratch);
     }
 
@@ -165,11 +175,10 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size>(
     }
 }
 
-/// `factor left_t . right_s` of a chunk, below and on the diagonal: of each plane tile [`lower_tile`] of its
-/// number, and of those of as many more as there are planes in the cube; none beyond the tenth.
-/// `factor` is a power of two: rows of `right` take it in their own type (those of `left`, gradients, may
-/// be small already). `staged`: two tiles
-/// `[64, stride]`.
+/// `left_t . right_s` of a chunk, below and on the diagonal, if `scales` times `factor`, a power of two:
+/// rows of `right` take it in their own type (those of `left`, gradients, may be small already). Of each
+/// plane tile [`lower_tile`] of its number, and of those of as many more as there are planes in the
+/// cube; none beyond the tenth. `staged`: two tiles `[64, stride]`.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn row_products<E: Float, N: Size>(
@@ -179,6 +188,7 @@ pub(crate) fn row_products<E: Float, N: Size>(
     rows: &ChunkRows,
     head: usize,
     factor: f32,
+    #[comptime] scales: bool,
     #[comptime] from_left: Stage,
     #[comptime] from_right: Stage,
     #[comptime] spec: ChunkSpec,
@@ -199,10 +209,12 @@ pub(crate) fn row_products<E: Float, N: Size>(
     for slice in 0..comptime!(from_left.width.div_ceil(slice_len)) {
         sync_cube();
         let at = slice * slice_len;
-        #[unroll]
-        for n in 0..held::<N>(from_right) {
-            let product = Vector::<f32, N>::cast_from(next_right[n]) * Vector::new(factor);
-            next_right[n] = Vector::cast_from(product);
+        if scales {
+            #[unroll]
+            for n in 0..held::<N>(from_right) {
+                let product = Vector::<f32, N>::cast_from(next_right[n]) * Vector::new(factor);
+                next_right[n] = Vector::cast_from(product);
+            }
         }
         stage::<E, N>(&next_left, &mut staged[0..tile], rows.len, at, from_left, by);
         let second = &mut staged[tile..comptime!(2 * tile)];

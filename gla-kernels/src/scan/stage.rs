@@ -21,6 +21,11 @@ pub struct Stage {
 }
 
 impl Stage {
+    /// Tiles of `cols` columns of a tensor that `heads` query heads read.
+    pub fn new(heads: usize, own_heads: usize, width: usize, cols: usize, units: usize) -> Self {
+        Stage { own_heads, group: heads / own_heads, width, cols, units }
+    }
+
     /// Whether tiles never reach beyond the width.
     pub const fn fills(&self) -> bool {
         self.width.is_multiple_of(self.cols)
@@ -28,7 +33,7 @@ impl Stage {
 
     /// Tiles of a slice.
     pub fn slice(spec: ChunkSpec, own_heads: usize, width: usize, units: usize) -> Self {
-        Stage { own_heads, group: spec.dims.heads / own_heads, width, cols: spec.slice(), units }
+        Stage::new(spec.dims.heads, own_heads, width, spec.slice(), units)
     }
 }
 

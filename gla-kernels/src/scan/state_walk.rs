@@ -133,14 +133,8 @@ impl StateSpec {
         DecayLine { heads: self.heads, stride, len, units, gated }
     }
 
-    /// Whether rows of `right` have a factor: their decay to the end of the chunk, or the scale, which
-    /// in a call without a gate no operand holds.
-    fn scales_right(&self) -> bool {
-        self.decay == Decay::Rows || self.decay == Decay::None && self.reversed
-    }
-
     fn stage(&self, own_heads: usize, width: usize, cols: usize) -> Stage {
-        Stage { own_heads, group: self.heads / own_heads, width, cols, units: self.units() }
+        Stage::new(self.heads, own_heads, width, cols, self.units())
     }
 }
 
@@ -169,6 +163,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     let (depth, columns, units) = comptime!((spec.depth(), spec.columns(), spec.units()));
     let (depth_stride, column_stride) = comptime!((depth + 8, columns + 8));
     let by_rows = comptime!(spec.decay == Decay::Rows);
+    let scales_right = comptime!(spec.decay.scales_right(spec.reversed));
     let from_update = comptime!(spec.stage(spec.update_heads, spec.depth_width, depth));
     let from_right = comptime!(spec.stage(spec.right_heads, value_dim, columns));
     let decay_line = comptime!(spec.decay_line());
@@ -226,7 +221,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
         put_decays(&next_decays, own_decays, decay0, decay_line);
         let own_updates = &mut update_tiles[update_at..update_at + update_len];
         put::<E, D>(&next_update, own_updates, rows.len, depth0, from_update);
-        if comptime!(spec.scales_right()) {
+        if scales_right {
             #[unroll]
             for n in 0..held::<C>(from_right) {
                 let product =
@@ -318,20 +313,17 @@ fn fetch_factors<C: Size>(
 ) {
     let wide = C::value();
     let from = comptime!(spec.stage(spec.right_heads, spec.state.1, spec.columns()));
-    // see `WalkSpec::factors`
-    let first = comptime!(if spec.reversed { 0 } else { CHUNK });
-    #[unroll]
-    for n in 0..comptime!(if spec.scales_right() {
-        (CHUNK * (from.cols / wide)).div_ceil(from.units)
-    } else {
-        0
-    }) {
-        if comptime!(spec.decay == Decay::Rows) {
-            let row = (UNIT_POS as usize + n * from.units) / comptime!(from.cols / wide);
-            let line = (chunk * spec.heads + head) * ROWS_LEN + first;
-            out[n] = decays[line + select(row < CHUNK, row, 0usize)];
-        } else {
-            out[n] = scale;
+    let (_, first) = comptime!(Decay::factors(spec.reversed));
+    if comptime!(spec.decay.scales_right(spec.reversed)) {
+        #[unroll]
+        for n in 0..held::<C>(from) {
+            if comptime!(spec.decay == Decay::Rows) {
+                let row = (UNIT_POS as usize + n * from.units) / comptime!(from.cols / wide);
+                let line = (chunk * spec.heads + head) * ROWS_LEN + first;
+                out[n] = decays[line + select(row < CHUNK, row, 0usize)];
+            } else {
+                out[n] = scale;
+            }
         }
     }
 }

@@ -90,8 +90,8 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
     let by_rows = comptime!(spec.decay == Decay::Rows);
     // a constant in the place of the rows' decay scales either the outputs or the updates
     let scales_out = comptime!(by_rows || spec.decay == Decay::None && !spec.reversed);
-    let scales_right = comptime!(by_rows || spec.decay == Decay::None && spec.reversed);
-    let (out_factors, right_factors) = comptime!(spec.factors());
+    let scales_right = comptime!(spec.decay.scales_right(spec.reversed));
+    let (out_factors, right_factors) = comptime!(Decay::factors(spec.reversed));
     let depth_stride = comptime!(depth + 8);
     let column_stride = comptime!(columns + 8);
     let from_left = comptime!(spec.stage(spec.left_heads, spec.depth_width, depth));
@@ -663,7 +663,7 @@ fn factors_of_right(
     scale: f32,
     #[comptime] spec: WalkSpec,
 ) -> Array<Pair<f32>> {
-    let (_, first) = comptime!(spec.factors());
+    let (_, first) = comptime!(Decay::factors(spec.reversed));
     let mut factors = Array::<Pair<f32>>::new(2usize);
     #[unroll]
     for half in 0..2usize {

@@ -58,6 +58,17 @@ impl Decay {
             GateKind::Vector => Decay::Channels,
         }
     }
+
+    /// Whether rows of `right` have a factor on their way into the update: their decay to the end of the
+    /// chunk, or the scale, which in a call without a gate no operand holds.
+    pub fn scales_right(self, reversed: bool) -> bool {
+        self == Decay::Rows || self == Decay::None && reversed
+    }
+
+    /// Where a line of the rows' decays has the factors of the outputs, and of `right`.
+    pub fn factors(reversed: bool) -> (usize, usize) {
+        if reversed { (CHUNK, 0) } else { (0, CHUNK) }
+    }
 }
 
 /// Where the rows' decays have that of the whole chunk.
@@ -351,11 +362,6 @@ impl WalkSpec {
         }
     }
 
-    /// Where a line of the rows' decays has the factors of the outputs, and of `right`.
-    pub fn factors(&self) -> (usize, usize) {
-        if self.reversed { (CHUNK, 0) } else { (0, CHUNK) }
-    }
-
     /// Bytes of shared memory for elements of `size` bytes.
     pub fn shared_memory(&self, size: usize) -> usize {
         let deep = self.left_len() + self.update_len();
@@ -418,7 +424,7 @@ impl WalkSpec {
     }
 
     pub fn stage(&self, own_heads: usize, width: usize, cols: usize) -> Stage {
-        Stage { own_heads, group: self.heads / own_heads, width, cols, units: self.units() }
+        Stage::new(self.heads, own_heads, width, cols, self.units())
     }
 }
 
