@@ -206,7 +206,7 @@ mod tests {
         let wide = Problem { dtype: half, ..problem(100, 256, 512) };
         let chosen = select(Strategy::Inferred, &wide, &vulkan).unwrap();
         assert_eq!((chosen.plan(), chosen.instruction()), (Plan::Scan, Instruction::Cmma));
-        let narrow = DeviceLimits { shared_memory: 32 << 10, ..vulkan };
+        let narrow = DeviceLimits { shared_memory: 16 << 10, ..vulkan };
         let chosen = select(Strategy::Inferred, &small, &narrow).unwrap();
         assert_eq!(chosen.plan(), Plan::Split);
     }

@@ -50,11 +50,8 @@ pub enum Acc {
     Cmma(Matrix<f32>),
 }
 
-/// Pairs between the rows of a plane's scratch in f32.
-const FLOATS: usize = 10;
-
-/// Pairs between the rows of a plane's scratch in the type of the operands.
-const HALVES: usize = 12;
+/// Pairs between the rows of a plane's scratch: no more than there are, shared memory is short.
+const PITCH: usize = 8;
 
 /// What a plane passes between registers and matrices through: nothing with `mma`.
 #[derive(CubeType)]
@@ -66,7 +63,7 @@ pub struct Scratch<E: Float> {
 /// Bytes of [`Scratch`] for so many planes, and elements of `size` bytes, 0 if none are rounded.
 pub const fn scratch_bytes(planes: usize, size: usize, by: Instruction) -> usize {
     match by {
-        Instruction::Cmma => 32 + planes * 2 * 16 * (4 * FLOATS + size * HALVES),
+        Instruction::Cmma => 32 + planes * 2 * 16 * PITCH * (4 + size),
         _ => 32,
     }
 }
@@ -80,8 +77,8 @@ impl<E: Float> Scratch<E> {
         #[comptime] by: Instruction,
     ) -> Self {
         let rows = comptime!(if by == Instruction::Cmma { 16 * planes } else { 0 });
-        let floats = comptime!((rows * FLOATS).max(1));
-        let halves = comptime!(if rounds { (rows * HALVES).max(1) } else { 1 });
+        let floats = comptime!((rows * PITCH).max(1));
+        let halves = comptime!(if rounds { (rows * PITCH).max(1) } else { 1 });
         Scratch::<E> {
             floats: Shared::new_aligned_slice(floats, 16usize),
             halves: Shared::new_aligned_slice(halves, 16usize),
@@ -247,18 +244,18 @@ impl<E: Float> Right<E> {
         #[comptime] by: Instruction,
     ) -> Self {
         if comptime!(by == Instruction::Cmma) {
-            let own = own_rows(HALVES);
+            let own = own_rows(PITCH);
             #[unroll]
             for i in 0..4usize {
                 let (row, column) = place(i);
-                scratch.halves[own + row * HALVES + column] = Vector::cast_from(pairs[first + i]);
+                scratch.halves[own + row * PITCH + column] = Vector::cast_from(pairs[first + i]);
             }
             sync_plane();
             let at = own * 2;
             let x = load_matrix::<E, Const<2>>(
                 &scratch.halves,
                 at,
-                comptime!(2 * HALVES),
+                comptime!(2 * PITCH),
                 MatrixIdent::B,
                 true,
             );
@@ -323,15 +320,15 @@ impl Acc {
                 }
             }
             Acc::Cmma(x) => {
-                let own = own_rows(FLOATS);
+                let own = own_rows(PITCH);
                 let len = scratch.floats.len();
-                let stride = comptime!(2 * FLOATS as u32);
+                let stride = comptime!(2 * PITCH as u32);
                 cmma::store(&mut scratch.floats[own..len], x, stride, MatrixLayout::RowMajor);
                 sync_plane();
                 #[unroll]
                 for i in 0..4usize {
                     let (row, column) = place(i);
-                    pairs[first + i] += scratch.floats[own + row * FLOATS + column];
+                    pairs[first + i] += scratch.floats[own + row * PITCH + column];
                 }
                 sync_plane();
             }

@@ -221,14 +221,15 @@ impl Launcher<'_, ScanBlueprint> {
         let gated = dims.gate.is_some();
         let backward = grads.is_some();
         let needed = |needed: bool, len: usize| if needed { len } else { 1 };
-        let pair_grads_len = needed(backward, row_heads * CHUNK);
+        let pairs_len = tasks * CHUNK * CHUNK;
+        let pair_grads_len = needed(backward, pairs_len);
         let decays_len = needed(gated, tasks * ROWS_LEN);
         let dg_len = needed(gated && backward, row_heads);
         let made = Prepared {
             qt: q.clone(),
             kt: k.clone(),
             decays: self.scratch(decays_len),
-            pairs: self.scratch_like(row_heads * CHUNK),
+            pairs: self.scratch_like(pairs_len),
             pair_grads: self.scratch_like(pair_grads_len),
             dg: self.scratch(dg_len),
         };
@@ -256,7 +257,7 @@ impl Launcher<'_, ScanBlueprint> {
                 v,
                 d_o,
                 self.gate(),
-                arg(&made.pairs, row_heads * CHUNK),
+                arg(&made.pairs, pairs_len),
                 arg(&made.pair_grads, pair_grads_len),
                 arg(&made.decays, decays_len),
                 arg(&made.dg, dg_len),
@@ -314,7 +315,7 @@ impl Launcher<'_, ScanBlueprint> {
             qt: self.scratch_like(self.row_heads() * padded),
             kt: self.scratch_like(self.row_heads() * padded),
             decays: self.scratch(tasks * padded),
-            pairs: self.scratch_like(self.row_heads() * CHUNK),
+            pairs: self.scratch_like(tasks * CHUNK * CHUNK),
             pair_grads: self.scratch_like(1),
             dg: self.scratch(1),
         };
@@ -333,7 +334,7 @@ impl Launcher<'_, ScanBlueprint> {
                 arg(&made.qt, self.row_heads() * padded),
                 arg(&made.kt, self.row_heads() * padded),
                 arg(&made.decays, tasks * padded),
-                arg(&made.pairs, self.row_heads() * CHUNK),
+                arg(&made.pairs, tasks * CHUNK * CHUNK),
                 self.table(),
                 self.problem.num_sequences(),
                 tasks,
@@ -393,7 +394,7 @@ impl Launcher<'_, ScanBlueprint> {
                 self.decays(walk.decays),
                 match spec.intra {
                     Intra::None => none(),
-                    _ => read(walk.intra, self.row_heads() * CHUNK / across),
+                    _ => read(walk.intra, self.num_chunks * spec.heads * CHUNK * CHUNK / across),
                 },
                 probe,
                 walk.ends.start.as_ref().map_or_else(none, |start| arg(start, ends_len)),

@@ -40,7 +40,7 @@ pub const fn shared_memory(spec: ChunkSpec, size: usize) -> usize {
 
 /// * `q`: `[rows, H, K]`, `k`: `[rows, Hk, K]`
 /// * `qt`, `kt`: out, `[rows, H, padded]`; `decays`: out, `[chunks, H, padded]`
-/// * `a`: out, `[rows, H, 64]`
+/// * `a`: out, `[chunks, H, 64, 64]`, blocks below and on the diagonal; zero beyond the rows of the chunk
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn gla_prepare_kernel<E: Float, G: Float>(
@@ -146,10 +146,8 @@ pub(crate) fn gla_prepare_kernel<E: Float, G: Float>(
         let from = product_of(t, s, r ^ c) * PRODUCT + r * PRODUCT_STRIDE + c;
         let zero = E::from_int(0);
         let value = select(t == s && c > r, zero, tiles[from]);
-        let row = t * 16 + r;
-        if row < rows.len {
-            a[((rows.start + row) * dims.heads + head) * CHUNK + s * 16 + c] = value;
-        }
+        let row = (chunk * dims.heads + head) * CHUNK + t * 16 + r;
+        a[row * CHUNK + s * 16 + c] = value;
     }
 }
 

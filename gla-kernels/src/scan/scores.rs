@@ -38,7 +38,8 @@ pub const fn shared_memory(spec: ChunkSpec, size: usize) -> usize {
 }
 
 /// * `q`: `[rows, H, K]`, `k`: `[rows, Hk, K]`, `v`: `[rows, Hk, V]`, `d_o`: `[rows, H, V]`
-/// * `a`, `d_a`: out, `[rows, H, 64]`; the second, `v` and `d_o` in the backward only
+/// * `a`, `d_a`: out, `[chunks, H, 64, 64]`, blocks below and on the diagonal, zero beyond the rows of the
+///   chunk; the second, `v` and `d_o` in the backward only
 /// * `decays`: out, `[chunks, H, ROWS_LEN]`; `dg`: out of the backward, `[rows, H]`; both if there is
 ///   a gate
 #[cube(launch_unchecked)]
@@ -138,15 +139,11 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size>(
                 w = scale * decay_of_pair(&edges, row, col);
             }
             let score = acc[i].extract(e) * w;
-            let to = ((rows.start + row) * dims.heads + head) * CHUNK + col;
-            if row < rows.len {
-                a[to] = E::cast_from(select(lower, score, f32::new(0.0)));
-            }
+            let to = (task * CHUNK + row) * CHUNK + col;
+            a[to] = E::cast_from(select(lower, score, f32::new(0.0)));
             if comptime!(backward) {
                 let sent = acc_grad[i].extract(e);
-                if row < rows.len {
-                    d_a[to] = E::cast_from(select(lower, sent * w, f32::new(0.0)));
-                }
+                d_a[to] = E::cast_from(select(lower, sent * w, f32::new(0.0)));
                 if gated && lower {
                     pairs[row * PAIRS + col] = sent * score;
                 }

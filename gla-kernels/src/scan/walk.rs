@@ -43,7 +43,7 @@ use crate::components::{
 };
 
 /// * `left`, `update`: `[rows, heads of each, depth_width]`; `right`: `[rows, its heads, width]`
-/// * `decays`: `[chunks, H, decay_stride]`, see [`Decay`]; `intra`: `[rows, H, 64]`
+/// * `decays`: `[chunks, H, decay_stride]`, see [`Decay`]; `intra`: `[chunks, H, 64, 64]`
 /// * `probe`: as `out`, of its own heads; `dots`: out, `[tiles, parts, rows, H]`, the products of its
 ///   rows and those of `left state`; both if `spec.dots`
 /// * `start`, `end`: `[N, H, K, V]`; `start` is read if `has_start`
@@ -87,6 +87,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
     let (stages_out, by_channel) = comptime!((spec.stages_out(), spec.by_channel()));
     let out_stride = comptime!(spec.out_stride());
     let has_intra = comptime!(spec.intra != Intra::None);
+    let stages_intra = comptime!(spec.stages_intra());
     let by_rows = comptime!(spec.decay == Decay::Rows);
     // a constant in the place of the rows' decay scales either the outputs or the updates
     let scales_out = comptime!(by_rows || spec.decay == Decay::None && !spec.reversed);
@@ -98,7 +99,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
     let from_update = comptime!(spec.stage(spec.update_heads, spec.depth_width, depth));
     let from_right = comptime!(spec.stage(spec.right_heads, spec.width, columns));
     let from_probe = comptime!(spec.stage(spec.probe_heads, spec.width, columns));
-    let from_intra = comptime!(spec.stage(spec.heads, CHUNK, CHUNK));
+    let from_intra = comptime!(spec.stage(1usize, CHUNK, CHUNK));
 
     let task = CUBE_POS;
     if task >= tasks {
@@ -188,11 +189,14 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         let rows = chunk_rows(table, num_sequences, chunk);
         fetch::<E, D>(left, &mut next_left, &rows, head, depth0, from_left);
         fetch::<E, C>(right, &mut next_right, &rows, head, column0, from_right);
-        if has_intra {
-            fetch::<E, I>(intra, &mut next_intra, &rows, head, 0usize, from_intra);
+        if stages_intra {
+            let pairs = pairs_of(chunk, head, spec);
+            fetch::<E, I>(intra, &mut next_intra, &pairs, 0usize, 0usize, from_intra);
         }
         fetch_decays(decays, &mut next_decays, chunk, head, decay0, decay_line);
-        fetch::<E, D>(update, &mut next_update, &rows, head, depth0, from_update);
+        if !takes_turns {
+            fetch::<E, D>(update, &mut next_update, &rows, head, depth0, from_update);
+        }
     }
     for step in 0..count {
         let chunk = step_chunk(first_chunk, count, step, spec.reversed);
@@ -206,8 +210,8 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         let decay_at = (step % 2) * decay_len;
         put::<E, D>(&next_left, &mut left_tile, rows.len, depth0, from_left);
         put::<E, C>(&next_right, &mut right_tile, rows.len, column0, from_right);
-        if has_intra {
-            put::<E, I>(&next_intra, &mut intra_tile, rows.len, 0usize, from_intra);
+        if stages_intra {
+            put::<E, I>(&next_intra, &mut intra_tile, CHUNK.runtime(), 0usize, from_intra);
         }
         let own_decays = &mut decay_tiles[decay_at..decay_at + decay_len];
         put_decays(&next_decays, own_decays, decay0, decay_line);
@@ -231,6 +235,11 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
             Array::<Pair<E>>::new(1usize)
         };
         sync_cube();
+        // where tiles take turns units are few, with more of them to hold than registers: it comes as late
+        // as the products with `left` cover
+        if takes_turns {
+            fetch::<E, D>(update, &mut next_update, &rows, head, depth0, from_update);
+        }
 
         let mut rights = Sequence::<Right<E>>::new();
         #[unroll]
@@ -323,14 +332,14 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
                         let upper = comptime!(spec.intra == Intra::Upper);
                         if comptime!(if upper { s >= m } else { s <= m }) {
                             let (row, col) = comptime!(if upper { (s, m) } else { (m, s) });
-                            let left = Left::<E>::load(
-                                &intra_tile,
-                                row * 16,
-                                col * 16,
-                                comptime!(CHUNK + 8),
-                                upper,
-                                by,
-                            );
+                            let left = if stages_intra {
+                                let stride = comptime!(CHUNK + 8);
+                                let (row, col) = comptime!((row * 16, col * 16));
+                                Left::<E>::load(&intra_tile, row, col, stride, upper, by)
+                            } else {
+                                let row = pairs_of(chunk, head, spec).start + row * 16;
+                                Left::<E>::load(intra, row, col * 16, CHUNK, upper, by)
+                            };
                             multiply::<E>(&left, rights.index(s), sums.index_mut(m));
                         }
                     }
@@ -379,7 +388,9 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         } else {
             put::<E, D>(&next_update, &mut update_tile, rows.len, depth0, from_update);
         }
-        fetch::<E, D>(update, &mut next_update, &next_rows, head, depth0, from_update);
+        if !takes_turns {
+            fetch::<E, D>(update, &mut next_update, &next_rows, head, depth0, from_update);
+        }
 
         if comptime!(spec.trace == Trace::Write) {
             #[unroll]
@@ -436,8 +447,9 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
 
         fetch::<E, D>(left, &mut next_left, &next_rows, head, depth0, from_left);
         fetch::<E, C>(right, &mut next_right, &next_rows, head, column0, from_right);
-        if has_intra {
-            fetch::<E, I>(intra, &mut next_intra, &next_rows, head, 0usize, from_intra);
+        if stages_intra {
+            let pairs = pairs_of(next_chunk, head, spec);
+            fetch::<E, I>(intra, &mut next_intra, &pairs, 0usize, 0usize, from_intra);
         }
         if comptime!(spec.dots) {
             for row in range_stepped(unit, rows.len, units) {
@@ -523,6 +535,12 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
             }
         }
     }
+}
+
+/// The rows of a chunk and head in `intra`: it has all of them.
+#[cube]
+fn pairs_of(chunk: usize, head: usize, #[comptime] spec: WalkSpec) -> ChunkRows {
+    ChunkRows { start: (chunk * spec.heads + head) * CHUNK, len: CHUNK.runtime() }
 }
 
 /// Adds up the planes' shares of a tile of outputs and writes it, four numbers of a line at a time:

@@ -138,8 +138,8 @@ const fn max_depth(instruction: Instruction) -> usize {
 /// those after it take less and less shared memory.
 const TILES: &[(usize, usize)] = &[(128, 4), (64, 4), (64, 2), (128, 2), (128, 1)];
 
-/// The same for [`Instruction::Cmma`], where planes do not share a depth: three, of which one stands twice.
-const MATRIX_TILES: &[(usize, usize)] = &[(128, 4), (128, 4), (128, 2), (128, 1)];
+/// The same for [`Instruction::Cmma`], where planes do not share a depth.
+const MATRIX_TILES: [(usize, usize); 4] = [(128, 8), (128, 4), (128, 2), (128, 1)];
 
 /// What a walk depends on.
 #[derive(Clone, Copy, Debug)]
@@ -205,8 +205,10 @@ impl WalkSpec {
         };
         let enough = |spec: &&WalkSpec| {
             let cubes = shape.count * spec.heads * spec.parts * spec.tiles();
-            // with the depth in one or two planes a processor takes two cubes
-            let wanted = match spec.plane_depth > 64 {
+            // with the depth in one or two planes a processor takes two cubes. With `Cmma`, whose cubes take
+            // their time for what they stage, wider ones are still better
+            let two = spec.plane_depth > 64 && spec.instruction != Instruction::Cmma;
+            let wanted = match two {
                 true => 3 * shape.processors / 2,
                 false => 7 * shape.processors / 8,
             };
@@ -376,9 +378,14 @@ impl WalkSpec {
         self.instruction == Instruction::Cmma
     }
 
+    /// Whether planes find the intra-chunk matrix in shared memory; else they read it where it lies.
+    pub fn stages_intra(&self) -> bool {
+        self.intra != Intra::None && !self.takes_turns()
+    }
+
     /// Elements of the tile of the intra-chunk matrix.
     pub fn pairs_len(&self) -> usize {
-        if self.intra == Intra::None { 8 } else { CHUNK * (CHUNK + 8) }
+        if self.stages_intra() { CHUNK * (CHUNK + 8) } else { 8 }
     }
 
     /// Shares of the planes in `dots`.
@@ -434,5 +441,35 @@ pub(super) fn operands(dims: Dims) -> [usize; 3] {
     match Decay::of(dims.gate) {
         Decay::Channels => [dims.heads, dims.heads, padded(dims)],
         _ => [dims.heads, dims.kv_heads, dims.key_dim],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cubecl::ir::{ElemType, FloatKind};
+
+    use super::*;
+
+    #[test]
+    fn matrices_take_wide_cubes_where_there_are_enough() {
+        let dims =
+            Dims { heads: 4, kv_heads: 4, key_dim: 256, value_dim: 512, gate: GateKind::Vector };
+        let limits = DeviceLimits {
+            shared_memory: 48 << 10,
+            units: 1024,
+            bindings: 32,
+            cubes: (65535, 65535),
+            processors: 132,
+            mma: vec![],
+            cmma: vec![ElemType::Float(FloatKind::F16)],
+        };
+        let planes = |count, reversed| {
+            let shape = WalkShape::new(dims, Instruction::Cmma, &limits, count, reversed);
+            let (values, keys) = (WalkSpec::values(shape), WalkSpec::keys(shape));
+            assert!(values.shared_memory(2).max(keys.shared_memory(2)) <= limits.shared_memory);
+            (values.column_planes, keys.column_planes)
+        };
+        assert_eq!((planes(8, false), planes(8, true)), ((8, 8), (8, 8)));
+        assert_eq!(planes(1, false), (2, 2), "more cubes, of fewer planes");
     }
 }
