@@ -335,7 +335,7 @@ impl Acc {
         }
     }
 
-    /// Stores it, rounded, at `(row, col)` of a tile `[.., stride]`.
+    /// Stores it, rounded, at `(row, col)` of a tile `[.., stride]`; `stride` is even.
     pub fn store<E: Float>(
         &self,
         tile: &mut [E],
@@ -345,14 +345,12 @@ impl Acc {
     ) {
         let at = row * stride + col;
         match self {
-            Acc::Mma(pairs) =>
-            {
+            Acc::Mma(pairs) => {
+                let pairs_of_tile = tile.as_vectorized_mut().with_vector_size_mut::<Const<2>>();
                 #[unroll]
                 for i in 0..4usize {
                     let (r, pair) = place(i);
-                    let to = at + r * stride + 2 * pair;
-                    tile[to] = E::cast_from(pairs[i].extract(0usize));
-                    tile[to + 1] = E::cast_from(pairs[i].extract(1usize));
+                    pairs_of_tile[(at + r * stride) / 2 + pair] = Vector::cast_from(pairs[i]);
                 }
             }
             Acc::Cmma(x) => {

@@ -64,8 +64,8 @@ pub(crate) fn gla_scan_intra_grad_kernel<
     v: &[Vector<E, N>],
     d_o: &[Vector<E, N>],
     gate: &[G],
-    dq_state: &[Vector<f32, Const<4>>],
-    dk_state: &[Vector<f32, Const<4>>],
+    dq_state: &[Vector<E, Const<4>>],
+    dk_state: &[Vector<E, Const<4>>],
     products: &[f32],
     dq: &mut [Q],
     dk: &mut [P],
@@ -130,6 +130,19 @@ pub(crate) fn gla_scan_intra_grad_kernel<
         let one = f32::new(1.0);
         if slice > 0 {
             fetch_columns::<E, G>(q, k, gate, &mut fetched, &rows, head, i, spec);
+        }
+        // on their way until the levels are done
+        let quarters = comptime!(GROUP / 4);
+        let mut shares_q = Array::<Vector<E, Const<4>>>::new(comptime!(parts * quarters));
+        let mut shares_k = Array::<Vector<E, Const<4>>>::new(comptime!(parts * quarters));
+        #[unroll]
+        for n in 0..comptime!(parts * quarters) {
+            let (part, quarter) = comptime!((n / quarters, n % quarters));
+            let line = ((part * num_chunks + chunk) * dims.heads + head) * padded
+                + select(i < padded, i, 0usize);
+            let at = (line * CHUNK + group * GROUP) / 4 + quarter;
+            shares_q[n] = dq_state[at];
+            shares_k[n] = dk_state[at];
         }
         let x = columns_of::<E, G>(&fetched, &rows, i, one, spec);
         let total = x.head[GROUP - 1];
@@ -205,21 +218,18 @@ pub(crate) fn gla_scan_intra_grad_kernel<
         let mut sum_q = f32::new(0.0);
         let mut sum_k = f32::new(0.0);
         #[unroll]
-        for quarter in 0..comptime!(GROUP / 4) {
+        for quarter in 0..quarters {
             let mut share_q = Vector::<f32, Const<4>>::new(0.0f32);
             let mut share_k = Vector::<f32, Const<4>>::new(0.0f32);
             #[unroll]
             for part in 0..parts {
-                let from = ((part * num_chunks + chunk) * dims.heads + head) * padded
-                    + select(i < padded, i, 0usize);
-                let at = (from * CHUNK + group * GROUP) / 4 + quarter;
-                share_q += dq_state[at];
-                share_k += dk_state[at];
+                share_q += Vector::cast_from(shares_q[part * quarters + quarter]);
+                share_k += Vector::cast_from(shares_k[part * quarters + quarter]);
             }
             #[unroll]
             for e in 0..4usize {
                 let r = 4 * quarter + e;
-                sent.q[r] = share_q.extract(e) * scale * beyond.before;
+                sent.q[r] = share_q.extract(e) * beyond.before;
                 sent.k[r] = share_k.extract(e) * beyond.after;
                 sum_q += x.q[r] * x.head[r] * sent.q[r];
                 sum_k += x.k[r] * x.tail[r] * sent.k[r];

@@ -129,7 +129,7 @@ pub(crate) fn scratch(
         ("the states between segments", segments * dims.heads * dims.key_dim * dims.value_dim, 4),
         ("the state gradients between chunks", 2 * chunk_heads * keys.trace_pairs(), size),
         ("the matrix inside the chunks", chunk_heads * CHUNK * CHUNK, size),
-        ("shares of the key gradient", keys.out_len(problem.rows(), chunks), 4),
+        ("shares of the key gradient", keys.out_len(problem.rows(), chunks), size),
         (
             "shares of the output",
             value_shares,

@@ -77,7 +77,7 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
     let keys = WalkSpec::keys(launcher.shape(&lines, true));
     let out_len = keys.out_len(launcher.problem.rows(), launcher.num_chunks);
     let shares = |out, own_heads| match decay {
-        Decay::Channels => (launcher.scratch(out_len), f32_type),
+        Decay::Channels => (launcher.scratch_like(out_len), launcher.problem.dtype),
         _ => launcher.parts(out, own_heads, dims.key_dim, keys.parts),
     };
     let dq = shares(&args.dq, dims.heads);

@@ -469,10 +469,10 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
             (part * num_rows + rows.start) * spec.heads + head
         };
         if stages_out {
-            write_staged::<O, W>(&out_tile, out, line, column0, rows.len, spec);
+            write_staged::<O, W>(&out_tile, out, line, column0, rows.len, scale, spec);
         } else {
             let column = column0 + plane_column;
-            write_pairs::<O, W>(&acc, out, line, column, rows.len, spec);
+            write_pairs::<O, W>(&acc, out, line, column, rows.len, scale, spec);
         }
 
         #[unroll]
@@ -552,6 +552,7 @@ fn write_staged<O: Float, W: Size>(
     line: usize,
     column0: usize,
     len: usize,
+    scale: f32,
     #[comptime] spec: WalkSpec,
 ) {
     let size = W::value();
@@ -569,6 +570,9 @@ fn write_staged<O: Float, W: Size>(
             #[unroll]
             for share in 1..comptime!(spec.depth_planes) {
                 sum += fours[((share * lines + own) * stride + first) / 4];
+            }
+            if comptime!(spec.scales_share()) {
+                sum *= Vector::new(scale);
             }
             let (row, column) = if by_channel { (first, own) } else { (own, first) };
             let column = column0 + column;
@@ -605,6 +609,7 @@ fn write_pairs<O: Float, W: Size>(
     line: usize,
     column0: usize,
     len: usize,
+    scale: f32,
     #[comptime] spec: WalkSpec,
 ) {
     let size = W::value();
@@ -612,7 +617,10 @@ fn write_pairs<O: Float, W: Size>(
     for i in 0..16usize {
         let (r, c) = pair_position(i % 4);
         let (row, column) = (i / 4 * 16 + r, column0 + c);
-        let pair = acc[i];
+        let mut pair = acc[i];
+        if comptime!(spec.scales_share()) {
+            pair *= Vector::new(scale);
+        }
         if comptime!(spec.by_channel()) {
             if column < spec.width {
                 let to = (line * spec.width + column) * CHUNK + row;

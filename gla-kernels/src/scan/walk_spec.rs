@@ -332,6 +332,12 @@ impl WalkSpec {
         self.keys == KeyAxis::Columns && self.decay == Decay::Channels
     }
 
+    /// Whether the output is a share of `dq` that lacks the scale, which no operand holds: it is rounded
+    /// with it, for the sake of f16's range.
+    pub fn scales_share(&self) -> bool {
+        self.by_channel() && !self.reversed
+    }
+
     /// Elements of the output for so many rows and chunks.
     pub fn out_len(&self, rows: usize, chunks: usize) -> usize {
         let lines = if self.by_channel() { chunks * CHUNK } else { rows };
