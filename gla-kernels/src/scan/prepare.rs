@@ -88,6 +88,8 @@ pub(crate) fn gla_prepare_kernel<E: Float, G: Float>(
     for slice in 0..comptime!(padded.div_ceil(slice_len)) {
         let i = slice * slice_len + channel;
         let x = columns_of::<E, G>(&fetched, &rows, i, scale, spec);
+        // of the next slice, while this one is worked on; past the last nobody uses it
+        fetch_columns::<E, G>(q, k, gate, &mut fetched, &rows, head, i + slice_len, spec);
         let total = x.head[GROUP - 1];
         totals[group * slice_len + channel] = total;
         let at = group * comptime!(GROUP * spec.stride()) + channel;
@@ -115,8 +117,6 @@ pub(crate) fn gla_prepare_kernel<E: Float, G: Float>(
         }
         sync_cube();
 
-        // of the next slice, while this one's products run; past the last nobody uses it
-        fetch_columns::<E, G>(q, k, gate, &mut fetched, &rows, head, i + slice_len, spec);
         #[unroll]
         for round in 0..rounds {
             let work = work_of(plane + round * spec.planes());
