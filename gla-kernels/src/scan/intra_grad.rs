@@ -287,7 +287,9 @@ fn score_gradients<E: Float, N: Size>(
     let (dims, planes) = comptime!((spec.dims, spec.planes()));
     let from_do = comptime!(Stage::slice(spec, dims.heads, dims.value_dim, spec.units()));
     let from_v = comptime!(Stage::slice(spec, dims.kv_heads, dims.value_dim, spec.units()));
-    let acc = row_products::<E, N>(d_o, v, tiles, rows, head, range, true, from_do, from_v, spec);
+    let tiles = tiles.as_vectorized_mut();
+    let acc =
+        row_products::<E, N, Const<1>>(d_o, v, tiles, rows, head, range, from_do, from_v, spec);
     #[unroll]
     for round in 0..comptime!(PLANES.div_ceil(planes)) {
         let own = UNIT_POS as usize / 32 + round * planes;

@@ -252,6 +252,7 @@ impl Launcher<'_, ScanBlueprint> {
                 CubeDim::new_1d(scores::UNITS as u32),
                 deep,
                 wide,
+                if deep == wide { deep } else { 1 },
                 arg(q, row_heads * dims.key_dim / deep),
                 arg(k, rows * dims.kv_heads * dims.key_dim / deep),
                 v,

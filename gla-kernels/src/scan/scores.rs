@@ -13,10 +13,9 @@
 
 use cubecl::prelude::*;
 
-use super::stage::{Stage, fetch, held, put, put_elements};
+use super::stage::{Stage, fetch, held, put_any};
 use super::walk_spec::{Decay, ROWS_LEN, TOTAL};
 use super::{CHUNK, ChunkSpec, LEVELS};
-use crate::Instruction;
 use crate::components::{
     Acc, ChunkRows, Left, Right, Scratch, chunk_rows, decay_or_one, multiply, pair_position,
     scratch_bytes, zero_pairs,
@@ -44,7 +43,7 @@ pub const fn shared_memory(spec: ChunkSpec, size: usize) -> usize {
 ///   a gate
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size>(
+pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size, T: Size>(
     q: &[Vector<E, N>],
     k: &[Vector<E, N>],
     v: &[Vector<E, M>],
@@ -73,7 +72,9 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size>(
     let unit = UNIT_POS as usize;
     let gated = comptime!(Decay::of(dims.gate) == Decay::Rows);
 
-    let mut staged = Shared::<[E]>::new_aligned_slice(comptime!(2 * spec.tile()), 16usize);
+    let size = T::value();
+    let mut staged =
+        Shared::<[Vector<E, T>]>::new_aligned_slice(comptime!(2 * spec.tile() / size), 16usize);
     let mut scratch = Scratch::<E>::new(PLANES, false, comptime!(spec.instruction));
     let mut edges = Shared::<[f32]>::new_slice(comptime!(LEVELS * CHUNK));
     let mut own = Shared::<[f32]>::new_slice(CHUNK);
@@ -104,25 +105,14 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size>(
     let from_q = comptime!(Stage::slice(spec, dims.heads, dims.key_dim, UNITS));
     let from_k = comptime!(Stage::slice(spec, dims.kv_heads, dims.key_dim, UNITS));
     let mut acc = zero_pairs(4usize);
-    let sums =
-        row_products::<E, N>(q, k, &mut staged, &rows, head, scale, false, from_q, from_k, spec);
+    let sums = row_products::<E, N, T>(q, k, &mut staged, &rows, head, one, from_q, from_k, spec);
     sums.index(0usize).add_to::<E>(&mut acc, 0usize, &mut scratch);
     let mut acc_grad = zero_pairs(4usize);
     if comptime!(backward) {
         let from_do = comptime!(Stage::slice(spec, dims.heads, dims.value_dim, UNITS));
         let from_v = comptime!(Stage::slice(spec, dims.kv_heads, dims.value_dim, UNITS));
-        let sums = row_products::<E, M>(
-            d_o,
-            v,
-            &mut staged,
-            &rows,
-            head,
-            scale,
-            false,
-            from_do,
-            from_v,
-            spec,
-        );
+        let sums =
+            row_products::<E, M, T>(d_o, v, &mut staged, &rows, head, one, from_do, from_v, spec);
         sums.index(0usize).add_to::<E>(&mut acc_grad, 0usize, &mut scratch);
     }
 
@@ -178,10 +168,10 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size>(
 /// cube; none beyond the tenth. `staged`: two tiles `[64, stride]`.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn row_products<E: Float, N: Size>(
+pub(crate) fn row_products<E: Float, N: Size, T: Size>(
     left: &[Vector<E, N>],
     right: &[Vector<E, N>],
-    staged: &mut [E],
+    staged: &mut [Vector<E, T>],
     rows: &ChunkRows,
     head: usize,
     factor: f32,
@@ -192,6 +182,7 @@ pub(crate) fn row_products<E: Float, N: Size>(
 ) -> Sequence<Acc> {
     let (slice_len, stride, tile) = comptime!((spec.slice(), spec.stride(), spec.tile()));
     let by = comptime!(spec.instruction);
+    let size = T::value();
     let plane = UNIT_POS as usize / 32;
     let planes = comptime!(from_left.units / 32);
     let mut next_left = Array::<Vector<E, N>>::new(held::<N>(from_left));
@@ -213,9 +204,10 @@ pub(crate) fn row_products<E: Float, N: Size>(
                 next_right[n] = Vector::cast_from(product);
             }
         }
-        stage::<E, N>(&next_left, &mut staged[0..tile], rows.len, at, from_left, by);
-        let second = &mut staged[tile..comptime!(2 * tile)];
-        stage::<E, N>(&next_right, second, rows.len, at, from_right, by);
+        let first = &mut staged[0..comptime!(tile / size)];
+        put_any::<E, N, T>(&next_left, first, rows.len, at, from_left, by);
+        let second = &mut staged[comptime!(tile / size)..comptime!(2 * tile / size)];
+        put_any::<E, N, T>(&next_right, second, rows.len, at, from_right, by);
         sync_cube();
         // past the end it reads what nobody puts down
         fetch::<E, N>(left, &mut next_left, rows, head, at + slice_len, from_left);
@@ -225,7 +217,7 @@ pub(crate) fn row_products<E: Float, N: Size>(
             let own = plane + round * planes;
             let (t, s) = lower_tile(own);
             if own < PLANES {
-                let both = staged.as_vectorized();
+                let both = &staged[0..comptime!(2 * tile / size)];
                 #[unroll]
                 for j in 0..comptime!(slice_len / 16) {
                     let left = Left::<E>::load(both, t * 16, j * 16, stride, false, by);
@@ -236,23 +228,6 @@ pub(crate) fn row_products<E: Float, N: Size>(
         }
     }
     sums
-}
-
-#[cube]
-fn stage<E: Float, N: Size>(
-    x: &Array<Vector<E, N>>,
-    out: &mut [E],
-    len: usize,
-    col0: usize,
-    #[comptime] from: Stage,
-    #[comptime] by: Instruction,
-) {
-    if comptime!(by == Instruction::Cmma) {
-        put_elements::<E, N>(x, out, len, col0, from);
-    } else {
-        let out = out.as_vectorized_mut().with_vector_size_mut::<N>();
-        put::<E, N>(x, out, len, col0, from);
-    }
 }
 
 /// Row and column of tile `n` of a lower triangle of four, row by row.

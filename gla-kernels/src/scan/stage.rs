@@ -3,6 +3,7 @@
 use cubecl::prelude::*;
 
 use super::{CHUNK, ChunkSpec};
+use crate::Instruction;
 use crate::components::ChunkRows;
 
 /// A tile `[64, cols]` of a tensor `[rows, own_heads, width]`.
@@ -100,28 +101,33 @@ pub(crate) fn put<E: Float, N: Size>(
     }
 }
 
-/// The same into a tile of single elements, which is not seen as one of vectors: not every driver
-/// takes that.
+/// The same into a tile of vectors of any size. With `cmma` that is the own one or one element: not
+/// every driver takes shared memory seen as vectors of another size than it is declared with.
 #[cube]
-pub(crate) fn put_elements<E: Float, N: Size>(
+pub(crate) fn put_any<E: Float, N: Size, T: Size>(
     x: &Array<Vector<E, N>>,
-    out: &mut [E],
+    out: &mut [Vector<E, T>],
     len: usize,
     col0: usize,
     #[comptime] from: Stage,
+    #[comptime] by: Instruction,
 ) {
-    let size = N::value();
-    let stride = comptime!(from.cols + 8);
-    #[unroll]
-    for n in 0..held::<N>(from) {
-        let (r, c) = place::<N>(n, from);
-        if r < CHUNK {
-            let value = masked::<E, N>(x, n, len, col0, from);
-            #[unroll]
-            for e in 0..size {
-                out[r * stride + c * size + e] = value.extract(e);
+    let (size, of_tile) = (N::value(), T::value());
+    if comptime!(by == Instruction::Cmma && of_tile != size) {
+        let stride = comptime!(from.cols + 8);
+        #[unroll]
+        for n in 0..held::<N>(from) {
+            let (r, c) = place::<N>(n, from);
+            if r < CHUNK {
+                let value = masked::<E, N>(x, n, len, col0, from);
+                #[unroll]
+                for e in 0..size {
+                    out[r * stride + c * size + e] = Vector::new(value.extract(e));
+                }
             }
         }
+    } else {
+        put::<E, N>(x, out.with_vector_size_mut::<N>(), len, col0, from);
     }
 }
 
