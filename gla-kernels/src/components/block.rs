@@ -361,6 +361,34 @@ impl Acc {
             }
         }
     }
+
+    /// Writes a matrix of a plane from element `at` of `out` on, its rows, or columns, `stride` apart;
+    /// rounded if that is of the operands' type.
+    pub fn write<O: Float, W: Size>(
+        &self,
+        out: &mut [Vector<O, W>],
+        at: usize,
+        stride: usize,
+        #[comptime] by_column: bool,
+        #[comptime] rounds: bool,
+    ) {
+        let layout = comptime!(match by_column {
+            true => MatrixLayout::ColMajor,
+            false => MatrixLayout::RowMajor,
+        });
+        let (from, len) = (at / W::value(), out.len());
+        match self {
+            Acc::Mma(_) => {}
+            Acc::Cmma(x) => {
+                if rounds {
+                    let rounded = cmma::cast::<f32, O, cmma::Plane>(x);
+                    cmma::store(&mut out[from..len], &rounded, stride as u32, layout);
+                } else {
+                    cmma::store(&mut out[from..len], x, stride as u32, layout);
+                }
+            }
+        }
+    }
 }
 
 /// `acc += left right`

@@ -412,6 +412,7 @@ impl Launcher<'_, ScanBlueprint> {
                 self.problem.scale,
                 spec,
                 walk.ends.start.is_some(),
+                walk.out.1 == self.problem.dtype,
                 [self.problem.dtype, walk.out.1],
             );
         }

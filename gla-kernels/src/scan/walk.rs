@@ -47,7 +47,8 @@ use crate::components::{
 /// * `probe`: as `out`, of its own heads; `dots`: out, `[tiles, parts, rows, H]`, the products of its
 ///   rows and those of `left state`; both if `spec.dots`
 /// * `start`, `end`: `[N, H, K, V]`; `start` is read if `has_start`
-/// * `out`: `[parts, rows, H, width]`, or `[parts, chunks, H, width, 64]` if `spec.by_channel()`
+/// * `out`: `[parts, rows, H, width]`, or `[parts, chunks, H, width, 64]` if `spec.by_channel()`; of the
+///   type of the operands if `rounds_out`
 /// * `trace`: scratch `[chunks, H, trace_pairs]`
 /// * `products`: out of `Trace::Read`, `[shares, chunks, H, padded]`
 #[cube(launch_unchecked)]
@@ -73,6 +74,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
     scale: f32,
     #[comptime] spec: WalkSpec,
     #[comptime] has_start: bool,
+    #[comptime] rounds_out: bool,
     #[define(E, O)] _dtypes: [ElemType; 2],
 ) {
     let by = comptime!(spec.instruction);
@@ -89,10 +91,9 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
     let has_intra = comptime!(spec.intra != Intra::None);
     let stages_intra = comptime!(spec.stages_intra());
     let by_rows = comptime!(spec.decay == Decay::Rows);
-    // a constant in the place of the rows' decay scales either the outputs or the updates
-    let scales_out = comptime!(by_rows || spec.decay == Decay::None && !spec.reversed);
-    let scales_right = comptime!(spec.decay.scales_right(spec.reversed));
-    let (out_factors, right_factors) = comptime!(Decay::factors(spec.reversed));
+    let scales_state = comptime!(spec.scales_state());
+    let scales_right = comptime!(by_rows || spec.decay == Decay::None && spec.reversed);
+    let (out_factors, right_factors) = comptime!(spec.factors());
     let depth_stride = comptime!(depth + 8);
     let column_stride = comptime!(columns + 8);
     let from_left = comptime!(spec.stage(spec.left_heads, spec.depth_width, depth));
@@ -257,7 +258,15 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         for d in 0..comptime!(plane_depth / 16) {
             // the state, and what rounding took off it
             let mut terms = Sequence::<Right<E>>::new();
-            terms.push(Right::<E>::of_pairs(&state, 4 * d, &mut scratch, by));
+            let mut own = zero_pairs(4usize);
+            #[unroll]
+            for i in 0..4usize {
+                own[i] = state[4 * d + i];
+                if scales_state {
+                    own[i] *= Vector::new(scale);
+                }
+            }
+            terms.push(Right::<E>::of_pairs(&own, 0usize, &mut scratch, by));
             if comptime!(spec.precise) {
                 let mut rests = zero_pairs(4usize);
                 #[unroll]
@@ -279,22 +288,18 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         }
         let mut acc = zero_pairs(16usize);
         // what is done to the products with the state alone wants them in registers
-        let early = comptime!(scales_out || spec.dots || by != Instruction::Cmma);
+        let early = comptime!(by_rows || by != Instruction::Cmma);
         if early {
             #[unroll]
             for m in 0..4usize {
                 sums.index(m).add_to::<E>(&mut acc, 4 * m, &mut scratch);
             }
         }
-        if scales_out {
+        if by_rows {
             #[unroll]
             for i in 0..16usize {
                 let (row, _col) = pair_position(i % 4);
-                let factor = if comptime!(by_rows) {
-                    decay_tiles[decay_at + out_factors + (i / 4) * 16 + row]
-                } else {
-                    scale
-                };
+                let factor = decay_tiles[decay_at + out_factors + (i / 4) * 16 + row];
                 acc[i] *= Vector::new(factor);
             }
         }
@@ -346,11 +351,36 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
                 }
             }
         }
-        if comptime!(has_intra || !early) {
+        // lines of rows, or of channels for `intra_grad`, whose units read some rows of one channel
+        let line = if by_channel {
+            (part * num_chunks + chunk) * spec.heads + head
+        } else {
+            (part * num_rows + rows.start) * spec.heads + head
+        };
+        let column = column0 + plane_column;
+        if early {
+            #[unroll]
+            for m in 0..comptime!(if has_intra { 4 } else { 0 }) {
+                sums.index(m).add_to::<E>(&mut acc, 4 * m, &mut scratch);
+            }
+        } else if by_channel || rows.len == CHUNK && column + 16 <= spec.width {
+            // matrices that lie inside the output all of them
+            #[unroll]
+            for m in 0..4usize {
+                let (at, stride) = if by_channel {
+                    ((line * spec.width + column) * CHUNK + m * 16, CHUNK.runtime())
+                } else {
+                    let stride = comptime!(spec.heads * spec.width);
+                    (line * spec.width + column + m * 16 * stride, stride.runtime())
+                };
+                sums.index(m).write::<O, W>(out, at, stride, by_channel, rounds_out);
+            }
+        } else {
             #[unroll]
             for m in 0..4usize {
                 sums.index(m).add_to::<E>(&mut acc, 4 * m, &mut scratch);
             }
+            write_pairs::<O, W>(&acc, out, line, column, rows.len, spec);
         }
         if stages_out {
             #[unroll]
@@ -462,17 +492,10 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
                 dots[(share * num_rows + rows.start + row) * spec.heads + head] = sum;
             }
         }
-        // lines of rows, or of channels for `intra_grad`, whose units read some rows of one channel
-        let line = if by_channel {
-            (part * num_chunks + chunk) * spec.heads + head
-        } else {
-            (part * num_rows + rows.start) * spec.heads + head
-        };
         if stages_out {
-            write_staged::<O, W>(&out_tile, out, line, column0, rows.len, scale, spec);
-        } else {
-            let column = column0 + plane_column;
-            write_pairs::<O, W>(&acc, out, line, column, rows.len, scale, spec);
+            write_staged::<O, W>(&out_tile, out, line, column0, rows.len, spec);
+        } else if early {
+            write_pairs::<O, W>(&acc, out, line, column, rows.len, spec);
         }
 
         #[unroll]
@@ -552,7 +575,6 @@ fn write_staged<O: Float, W: Size>(
     line: usize,
     column0: usize,
     len: usize,
-    scale: f32,
     #[comptime] spec: WalkSpec,
 ) {
     let size = W::value();
@@ -570,9 +592,6 @@ fn write_staged<O: Float, W: Size>(
             #[unroll]
             for share in 1..comptime!(spec.depth_planes) {
                 sum += fours[((share * lines + own) * stride + first) / 4];
-            }
-            if comptime!(spec.scales_share()) {
-                sum *= Vector::new(scale);
             }
             let (row, column) = if by_channel { (first, own) } else { (own, first) };
             let column = column0 + column;
@@ -601,7 +620,7 @@ fn write_staged<O: Float, W: Size>(
     }
 }
 
-/// Writes a plane's outputs as it has them.
+/// Writes a plane's outputs, rows of them, as it has them.
 #[cube]
 fn write_pairs<O: Float, W: Size>(
     acc: &Array<Pair<f32>>,
@@ -609,7 +628,6 @@ fn write_pairs<O: Float, W: Size>(
     line: usize,
     column0: usize,
     len: usize,
-    scale: f32,
     #[comptime] spec: WalkSpec,
 ) {
     let size = W::value();
@@ -617,17 +635,8 @@ fn write_pairs<O: Float, W: Size>(
     for i in 0..16usize {
         let (r, c) = pair_position(i % 4);
         let (row, column) = (i / 4 * 16 + r, column0 + c);
-        let mut pair = acc[i];
-        if comptime!(spec.scales_share()) {
-            pair *= Vector::new(scale);
-        }
-        if comptime!(spec.by_channel()) {
-            if column < spec.width {
-                let to = (line * spec.width + column) * CHUNK + row;
-                out[to] = Vector::cast_from(pair.extract(0usize));
-                out[to + CHUNK] = Vector::cast_from(pair.extract(1usize));
-            }
-        } else if row < len {
+        let pair = acc[i];
+        if row < len {
             let to = (line + row * spec.heads) * spec.width + column;
             if comptime!(size == 2) {
                 if column < spec.width {

@@ -332,10 +332,11 @@ impl WalkSpec {
         self.keys == KeyAxis::Columns && self.decay == Decay::Channels
     }
 
-    /// Whether the output is a share of `dq` that lacks the scale, which no operand holds: it is rounded
-    /// with it, for the sake of f16's range.
-    pub fn scales_share(&self) -> bool {
-        self.by_channel() && !self.reversed
+    /// Whether the state takes the scale as an operand: in walks forward whose operands hold none. (In
+    /// those backward `right` takes it, or holds it; a line of rows' decays holds it.)
+    pub fn scales_state(&self) -> bool {
+        let held = self.decay == Decay::Channels && self.keys == KeyAxis::Depth;
+        !self.reversed && self.decay != Decay::Rows && !held
     }
 
     /// Elements of the output for so many rows and chunks.
@@ -431,7 +432,7 @@ impl WalkSpec {
         match (self.stages_out(), self.by_channel()) {
             (true, true) => 4,
             (true, false) => most.min(4),
-            (false, true) => 1,
+            (false, true) => 4,
             (false, false) => most.min(2),
         }
     }
