@@ -363,12 +363,13 @@ impl Acc {
     }
 
     /// Writes a matrix of a plane from element `at` of `out` on, its rows, or columns, `stride` apart;
-    /// rounded if that is of the operands' type.
+    /// rounded if that is of the operands' type. `at` and `stride` are multiples of 16 bytes. (Nothing
+    /// with `mma`, whose outputs are staged.)
     pub fn write<O: Float, W: Size>(
         &self,
         out: &mut [Vector<O, W>],
         at: usize,
-        stride: usize,
+        #[comptime] stride: usize,
         #[comptime] by_column: bool,
         #[comptime] rounds: bool,
     ) {
@@ -382,9 +383,9 @@ impl Acc {
             Acc::Cmma(x) => {
                 if rounds {
                     let rounded = cmma::cast::<f32, O, cmma::Plane>(x);
-                    cmma::store(&mut out[from..len], &rounded, stride as u32, layout);
+                    cmma::store(&mut out[from..len], &rounded, comptime!(stride as u32), layout);
                 } else {
-                    cmma::store(&mut out[from..len], x, stride as u32, layout);
+                    cmma::store(&mut out[from..len], x, comptime!(stride as u32), layout);
                 }
             }
         }

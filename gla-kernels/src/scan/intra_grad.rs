@@ -131,18 +131,19 @@ pub(crate) fn gla_scan_intra_grad_kernel<
         if slice > 0 {
             fetch_columns::<E, G>(q, k, gate, &mut fetched, &rows, head, i, spec);
         }
-        // on their way until the levels are done
+        // those of the first parts are on their way until the levels are done
         let quarters = comptime!(GROUP / 4);
-        let mut shares_q = Array::<Vector<E, Const<4>>>::new(comptime!(parts * quarters));
-        let mut shares_k = Array::<Vector<E, Const<4>>>::new(comptime!(parts * quarters));
+        let early = comptime!(parts.min(2));
+        let mut early_q = Array::<Vector<E, Const<4>>>::new(comptime!(early * quarters));
+        let mut early_k = Array::<Vector<E, Const<4>>>::new(comptime!(early * quarters));
+        let share = (chunk * dims.heads + head) * padded + select(i < padded, i, 0usize);
+        let share = (share * CHUNK + group * GROUP) / 4;
+        let part_len = num_chunks * comptime!(dims.heads * padded * CHUNK / 4);
         #[unroll]
-        for n in 0..comptime!(parts * quarters) {
-            let (part, quarter) = comptime!((n / quarters, n % quarters));
-            let line = ((part * num_chunks + chunk) * dims.heads + head) * padded
-                + select(i < padded, i, 0usize);
-            let at = (line * CHUNK + group * GROUP) / 4 + quarter;
-            shares_q[n] = dq_state[at];
-            shares_k[n] = dk_state[at];
+        for n in 0..comptime!(early * quarters) {
+            let at = share + comptime!(n / quarters) * part_len + comptime!(n % quarters);
+            early_q[n] = dq_state[at];
+            early_k[n] = dk_state[at];
         }
         let x = columns_of::<E, G>(&fetched, &rows, i, one, spec);
         let total = x.head[GROUP - 1];
@@ -222,9 +223,13 @@ pub(crate) fn gla_scan_intra_grad_kernel<
             let mut share_q = Vector::<f32, Const<4>>::new(0.0f32);
             let mut share_k = Vector::<f32, Const<4>>::new(0.0f32);
             #[unroll]
-            for part in 0..parts {
-                share_q += Vector::cast_from(shares_q[part * quarters + quarter]);
-                share_k += Vector::cast_from(shares_k[part * quarters + quarter]);
+            for part in 0..early {
+                share_q += Vector::cast_from(early_q[part * quarters + quarter]);
+                share_k += Vector::cast_from(early_k[part * quarters + quarter]);
+            }
+            for part in early..parts {
+                share_q += Vector::cast_from(dq_state[share + part * part_len + quarter]);
+                share_k += Vector::cast_from(dk_state[share + part * part_len + quarter]);
             }
             #[unroll]
             for e in 0..4usize {
@@ -288,8 +293,9 @@ fn score_gradients<E: Float, N: Size>(
     let from_do = comptime!(Stage::slice(spec, dims.heads, dims.value_dim, spec.units()));
     let from_v = comptime!(Stage::slice(spec, dims.kv_heads, dims.value_dim, spec.units()));
     let tiles = tiles.as_vectorized_mut();
-    let acc =
-        row_products::<E, N, Const<1>>(d_o, v, tiles, rows, head, range, from_do, from_v, spec);
+    let acc = row_products::<E, N, Const<1>>(
+        d_o, v, tiles, rows, head, range, true, from_do, from_v, spec,
+    );
     #[unroll]
     for round in 0..comptime!(PLANES.div_ceil(planes)) {
         let own = UNIT_POS as usize / 32 + round * planes;

@@ -121,20 +121,28 @@ pub(crate) fn scratch(
     let segments = problem.sequences.num_chunks(CHUNK.saturating_mul(blueprint.segment));
     let shape = WalkShape::new(dims, blueprint.instruction, limits, segments, true);
     let (keys, values) = (WalkSpec::keys(shape), WalkSpec::values(shape));
-    let value_shares = if values.parts > 1 { values.out_len(problem.rows(), chunks) } else { 0 };
     let size = problem.dtype.size();
-    let chunk_heads = chunks * dims.heads;
+    let (chunk_heads, row_heads) = (chunks * dims.heads, problem.rows() * dims.heads);
+    let group = dims.heads / dims.kv_heads;
+    // see `Launcher::shares`
+    let shares = |what, width, parts| match (parts, group) {
+        (1, 1) => (what, 0, size),
+        (_, 1) => {
+            let part_size = part_type(problem.dtype, blueprint.instruction).size();
+            (what, parts * row_heads * width, part_size)
+        }
+        _ => (what, parts * row_heads * width, 4),
+    };
+    let key_parts = if keys.by_channel() { 1 } else { keys.parts };
+    let by_channel = if keys.by_channel() { keys.out_len(problem.rows(), chunks) } else { 0 };
     vec![
-        ("queries with their decay", problem.rows() * dims.heads * keys.padded, size),
+        ("queries with their decay", row_heads * keys.padded, size),
         ("the states between segments", segments * dims.heads * dims.key_dim * dims.value_dim, 4),
         ("the state gradients between chunks", 2 * chunk_heads * keys.trace_pairs(), size),
         ("the matrix inside the chunks", chunk_heads * CHUNK * CHUNK, size),
-        ("shares of the key gradient", keys.out_len(problem.rows(), chunks), size),
-        (
-            "shares of the output",
-            value_shares,
-            part_type(problem.dtype, blueprint.instruction).size(),
-        ),
+        ("shares of the key gradient through the state", by_channel, size),
+        shares("shares of the key gradient", dims.key_dim, key_parts),
+        shares("shares of the output", dims.value_dim, values.parts),
     ]
 }
 

@@ -105,14 +105,25 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size, T: Si
     let from_q = comptime!(Stage::slice(spec, dims.heads, dims.key_dim, UNITS));
     let from_k = comptime!(Stage::slice(spec, dims.kv_heads, dims.key_dim, UNITS));
     let mut acc = zero_pairs(4usize);
-    let sums = row_products::<E, N, T>(q, k, &mut staged, &rows, head, one, from_q, from_k, spec);
+    let sums =
+        row_products::<E, N, T>(q, k, &mut staged, &rows, head, scale, false, from_q, from_k, spec);
     sums.index(0usize).add_to::<E>(&mut acc, 0usize, &mut scratch);
     let mut acc_grad = zero_pairs(4usize);
     if comptime!(backward) {
         let from_do = comptime!(Stage::slice(spec, dims.heads, dims.value_dim, UNITS));
         let from_v = comptime!(Stage::slice(spec, dims.kv_heads, dims.value_dim, UNITS));
-        let sums =
-            row_products::<E, M, T>(d_o, v, &mut staged, &rows, head, one, from_do, from_v, spec);
+        let sums = row_products::<E, M, T>(
+            d_o,
+            v,
+            &mut staged,
+            &rows,
+            head,
+            scale,
+            false,
+            from_do,
+            from_v,
+            spec,
+        );
         sums.index(0usize).add_to::<E>(&mut acc_grad, 0usize, &mut scratch);
     }
 
@@ -163,8 +174,8 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size, T: Si
 }
 
 /// `left_t . right_s` of a chunk, below and on the diagonal, if `scales` times `factor`, a power of two:
-/// rows of `right` take it in their own type (those of `left`, gradients, may be small already). Of each
-/// plane tile [`lower_tile`] of its number, and of those of as many more as there are planes in the
+/// rows of `right` take it in their own type. (`left` are the gradients, which may be small already.) Of
+/// each plane tile [`lower_tile`] of its number, and of those of as many more as there are planes in the
 /// cube; none beyond the tenth. `staged`: two tiles `[64, stride]`.
 #[cube]
 #[allow(clippy::too_many_arguments)]

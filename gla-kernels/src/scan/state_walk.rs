@@ -52,7 +52,7 @@ pub struct StateSpec {
 }
 
 impl StateSpec {
-    /// With the widest cubes of which there are enough for the device.
+    /// With the widest cubes that fit the device and of which there are enough, else the narrowest.
     pub(crate) fn new(shape: WalkShape) -> Self {
         let WalkShape { dims, instruction, reversed, .. } = shape;
         let [q, k, depth_width] = operands(dims);
@@ -78,14 +78,12 @@ impl StateSpec {
             reversed,
             instruction,
         };
-        let most = dims.value_dim.div_ceil(16 * blocks.1).min(planes / depth_planes);
+        let most = dims.value_dim.div_ceil(16 * blocks.1).min((planes / depth_planes).max(1));
         let enough =
             |spec: &StateSpec| shape.count * spec.heads * spec.tiles() >= 7 * shape.processors / 8;
         let halved = std::iter::successors(Some(most), |n| (*n > 1).then_some(n / 2));
-        let mut specs =
-            halved.map(with).filter(|spec| spec.shared_memory(2) <= shape.shared_memory);
-        let widest = specs.next().unwrap_or(with(1));
-        std::iter::once(widest).chain(specs).find(enough).unwrap_or(widest)
+        let fits = |spec: &StateSpec| spec.shared_memory(2) <= shape.shared_memory;
+        halved.map(with).filter(fits).find(enough).unwrap_or(with(1))
     }
 
     /// Key channels of a cube.

@@ -24,8 +24,9 @@
 //!
 //! A plane owns 16 columns and some of the state's depth; a cube, some columns and all of the depth. The
 //! state stays, transposed, in registers, as the pairs of the accumulators of `update^T right`: with
-//! `mma` they are at the same time the right operand of `left state`. Planes with the same columns add
-//! up their shares of the output through shared memory, from where whole lines are written.
+//! `mma` they are at the same time the right operand of `left state`, and planes with the same columns add
+//! up their shares of the output through shared memory, from where whole lines are written. With `cmma` a
+//! plane has all of the depth of its columns, and writes its outputs itself.
 //!
 //! A chunk takes two barriers, four where `left` and `update` take turns in one tile. What the next
 //! chunk needs is on its way to registers meanwhile: a tile is read again as soon as its values are in
@@ -92,7 +93,9 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
     let stages_intra = comptime!(spec.stages_intra());
     let by_rows = comptime!(spec.decay == Decay::Rows);
     let scales_state = comptime!(spec.scales_state());
-    let scales_right = comptime!(by_rows || spec.decay == Decay::None && spec.reversed);
+    let scales_right = comptime!(spec.scales_right());
+    // matrices are written from where and to where 16 bytes begin
+    let writes_matrices = comptime!(spec.width.is_multiple_of(if rounds_out { 8 } else { 4 }));
     let (out_factors, right_factors) = comptime!(spec.factors());
     let depth_stride = comptime!(depth + 8);
     let column_stride = comptime!(columns + 8);
@@ -363,17 +366,20 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
             for m in 0..comptime!(if has_intra { 4 } else { 0 }) {
                 sums.index(m).add_to::<E>(&mut acc, 4 * m, &mut scratch);
             }
-        } else if by_channel || rows.len == CHUNK && column + 16 <= spec.width {
-            // matrices that lie inside the output all of them
+        } else if by_channel {
+            if column < spec.width {
+                #[unroll]
+                for m in 0..4usize {
+                    let at = (line * spec.width + column) * CHUNK + m * 16;
+                    sums.index(m).write::<O, W>(out, at, CHUNK, true, rounds_out);
+                }
+            }
+        } else if comptime!(writes_matrices) && rows.len == CHUNK && column + 16 <= spec.width {
             #[unroll]
             for m in 0..4usize {
-                let (at, stride) = if by_channel {
-                    ((line * spec.width + column) * CHUNK + m * 16, CHUNK.runtime())
-                } else {
-                    let stride = comptime!(spec.heads * spec.width);
-                    (line * spec.width + column + m * 16 * stride, stride.runtime())
-                };
-                sums.index(m).write::<O, W>(out, at, stride, by_channel, rounds_out);
+                let stride = comptime!(spec.heads * spec.width);
+                let at = line * spec.width + column + m * 16 * stride;
+                sums.index(m).write::<O, W>(out, at, stride, false, rounds_out);
             }
         } else {
             #[unroll]

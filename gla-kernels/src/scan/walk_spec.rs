@@ -139,7 +139,7 @@ const fn max_depth(instruction: Instruction) -> usize {
 const TILES: &[(usize, usize)] = &[(128, 4), (64, 4), (64, 2), (128, 2), (128, 1)];
 
 /// The same for [`Instruction::Cmma`], where planes do not share a depth.
-const MATRIX_TILES: [(usize, usize); 4] = [(128, 8), (128, 4), (128, 2), (128, 1)];
+const MATRIX_TILES: &[(usize, usize)] = &[(128, 8), (128, 4), (128, 2), (128, 1)];
 
 /// What a walk depends on.
 #[derive(Clone, Copy, Debug)]
@@ -337,6 +337,12 @@ impl WalkSpec {
     pub fn scales_state(&self) -> bool {
         let held = self.decay == Decay::Channels && self.keys == KeyAxis::Depth;
         !self.reversed && self.decay != Decay::Rows && !held
+    }
+
+    /// Whether rows of `right` have a factor on their way into the update: their decay to the end of the
+    /// chunk, or the scale, which in a call without a gate no operand holds.
+    pub fn scales_right(&self) -> bool {
+        self.decay == Decay::Rows || self.decay == Decay::None && self.reversed
     }
 
     /// Elements of the output for so many rows and chunks.
