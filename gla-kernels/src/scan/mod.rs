@@ -14,9 +14,11 @@
 //! | [`crate::reduce`] | | head groups, parts, fixed gates |
 
 pub mod combine;
+mod gate_terms;
 pub mod intra_grad;
 mod launch;
 mod levels;
+mod outputs;
 mod plan;
 pub mod prepare;
 pub mod row_gate;

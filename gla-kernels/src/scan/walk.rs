@@ -35,7 +35,9 @@
 use cubecl::prelude::*;
 
 use super::CHUNK;
-use super::stage::{Stage, fetch, fetch_decays, held, put, put_decays};
+use super::gate_terms::{dot_rows, leave_state, multiply_states, pairs_in_place, sum_dots};
+use super::outputs::{stage_pairs, write_pairs, write_staged};
+use super::stage::{fetch, fetch_decays, held, put, put_decays};
 use super::walk_spec::{Decay, Intra, KeyAxis, TOTAL, Trace, WalkSpec};
 use crate::Instruction;
 use crate::components::{
@@ -88,7 +90,6 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
     let (key_dim, value_dim) = comptime!(spec.state);
     let keys_deep = comptime!(spec.keys == KeyAxis::Depth);
     let (stages_out, by_channel) = comptime!((spec.stages_out(), spec.by_channel()));
-    let out_stride = comptime!(spec.out_stride());
     let has_intra = comptime!(spec.intra != Intra::None);
     let stages_intra = comptime!(spec.stages_intra());
     let by_rows = comptime!(spec.decay == Decay::Rows);
@@ -220,7 +221,6 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         let own_decays = &mut decay_tiles[decay_at..decay_at + decay_len];
         put_decays(&next_decays, own_decays, decay0, decay_line);
         fetch_decays(decays, &mut next_decays, next_chunk, head, decay0, decay_line);
-        let pairs = comptime!(plane_depth / 4);
         let traces = comptime!(spec.traces());
         let trace_from = (chunk * spec.heads + head) * comptime!(spec.trace_pairs())
             + (tile * spec.parts + part) * comptime!(traces * units);
@@ -307,23 +307,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
             }
         }
         if comptime!(spec.dots) {
-            #[unroll]
-            for m in 0..4usize {
-                #[unroll]
-                for half in 0..2usize {
-                    let first = Pair::<f32>::cast_from(probed[4 * m + half]);
-                    let second = Pair::<f32>::cast_from(probed[4 * m + half + 2]);
-                    let mut product = first * acc[4 * m + half];
-                    product += second * acc[4 * m + half + 2];
-                    let mut sum = product.extract(0usize) + product.extract(1usize);
-                    sum += plane_shuffle_xor(sum, 1u32);
-                    sum += plane_shuffle_xor(sum, 2u32);
-                    if lane % 4 < 1 {
-                        let row = m * 16 + lane / 4 + 8 * half;
-                        dot_tile[(unit / 32) * CHUNK + row] = sum;
-                    }
-                }
-            }
+            dot_rows::<E>(&probed, &acc, &mut dot_tile);
         }
         let mut further = Sequence::<Acc>::new();
         #[unroll]
@@ -389,20 +373,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
             write_pairs::<O, W>(&acc, out, line, column, rows.len, spec);
         }
         if stages_out {
-            #[unroll]
-            for i in 0..16usize {
-                let (r, c) = pair_position(i % 4);
-                let (row, column) = (i / 4 * 16 + r, plane_column + c);
-                if by_channel {
-                    let at = (depth_plane * columns + column) * out_stride + row;
-                    out_tile[at] = acc[i].extract(0usize);
-                    out_tile[at + out_stride] = acc[i].extract(1usize);
-                } else {
-                    let at = (depth_plane * CHUNK + row) * out_stride + column;
-                    let pairs = out_tile.as_vectorized_mut().with_vector_size_mut::<Const<2>>();
-                    pairs[at / 2] = acc[i];
-                }
-            }
+            stage_pairs(&acc, &mut out_tile, depth_plane, plane_column, spec);
         }
         if takes_turns {
             sync_cube();
@@ -429,42 +400,12 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         }
 
         if comptime!(spec.trace == Trace::Write) {
-            #[unroll]
-            for n in 0..pairs {
-                let at = trace_from + n * units + unit;
-                let own = Pair::<E>::cast_from(state[n]);
-                trace[at] = own;
-                if comptime!(spec.precise) {
-                    let rest = state[n] - Vector::cast_from(own);
-                    trace[at + pairs * units] = Vector::cast_from(rest);
-                }
-            }
+            leave_state::<E>(&state, trace, trace_from, spec);
         }
         if comptime!(spec.trace == Trace::Read) {
-            let mut sums = Array::<f32>::new(2usize);
-            sums[0] = f32::new(0.0);
-            sums[1] = f32::new(0.0);
-            #[unroll]
-            for n in 0..pairs {
-                let mut other = Pair::<f32>::cast_from(traced[n]);
-                if comptime!(spec.precise) {
-                    other += Pair::<f32>::cast_from(traced[n + pairs]);
-                }
-                let product = other * state[n];
-                sums[n % 2] += product.extract(0usize) + product.extract(1usize);
-            }
-            #[unroll]
-            for half in 0..2usize {
-                let mut sum = sums[half];
-                sum += plane_shuffle_xor(sum, 1u32);
-                sum += plane_shuffle_xor(sum, 2u32);
-                let column = own_column + 8 * half;
-                if lane % 4 < 1 && column < spec.padded {
-                    let share = part * sharing + depth_plane;
-                    let row = (share * num_chunks + chunk) * spec.heads + head;
-                    products[row * spec.padded + column] = sum;
-                }
-            }
+            let line = (((part * sharing + depth_plane) * num_chunks + chunk) * spec.heads + head)
+                * spec.padded;
+            multiply_states::<E>(&state, &traced, products, line, own_column, spec);
         }
         // `right^T`; the tile is the next chunk's after the barrier
         let mut lefts = Sequence::<Left<E>>::new();
@@ -488,15 +429,8 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
             fetch::<E, I>(intra, &mut next_intra, &pairs, 0usize, 0usize, from_intra);
         }
         if comptime!(spec.dots) {
-            for row in range_stepped(unit, rows.len, units) {
-                let mut sum = f32::new(0.0);
-                #[unroll]
-                for plane in 0..comptime!(units / 32) {
-                    sum += dot_tile[plane * CHUNK + row];
-                }
-                let share = tile * spec.parts + part;
-                dots[(share * num_rows + rows.start + row) * spec.heads + head] = sum;
-            }
+            let first = (tile * spec.parts + part) * num_rows + rows.start;
+            sum_dots(&dot_tile, dots, first * spec.heads + head, rows.len, spec);
         }
         if stages_out {
             write_staged::<O, W>(&out_tile, out, line, column0, rows.len, spec);
@@ -570,128 +504,6 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
 #[cube]
 fn pairs_of(chunk: usize, head: usize, #[comptime] spec: WalkSpec) -> ChunkRows {
     ChunkRows { start: (chunk * spec.heads + head) * CHUNK, len: CHUNK.runtime() }
-}
-
-/// Adds up the planes' shares of a tile of outputs and writes it, four numbers of a line at a time:
-/// pairs of a plane would reach eight lines with each store.
-#[cube]
-fn write_staged<O: Float, W: Size>(
-    tile: &[f32],
-    out: &mut [Vector<O, W>],
-    line: usize,
-    column0: usize,
-    len: usize,
-    #[comptime] spec: WalkSpec,
-) {
-    let size = W::value();
-    let by_channel = comptime!(spec.by_channel());
-    let (columns, stride) = comptime!((spec.columns(), spec.out_stride()));
-    let (lines, numbers) = comptime!(if by_channel { (columns, CHUNK) } else { (CHUNK, columns) });
-    let fours = tile.as_vectorized().with_vector_size::<Const<4>>();
-    #[unroll]
-    for n in 0..comptime!((lines * numbers / 4).div_ceil(spec.units())) {
-        let at = UNIT_POS as usize + n * spec.units();
-        let across = comptime!(numbers / 4);
-        let (own, first) = (at / across, at % across * 4);
-        if own < lines {
-            let mut sum = fours[(own * stride + first) / 4];
-            #[unroll]
-            for share in 1..comptime!(spec.depth_planes) {
-                sum += fours[((share * lines + own) * stride + first) / 4];
-            }
-            let (row, column) = if by_channel { (first, own) } else { (own, first) };
-            let column = column0 + column;
-            let to = if by_channel {
-                (line * spec.width + column) * CHUNK + row
-            } else {
-                (line + row * spec.heads) * spec.width + column
-            };
-            #[unroll]
-            for e in 0..comptime!(4 / size) {
-                let inside = if by_channel {
-                    column < spec.width
-                } else {
-                    row < len && column + e * size < spec.width
-                };
-                if inside {
-                    let mut value = Vector::<f32, W>::empty();
-                    #[unroll]
-                    for i in 0..size {
-                        value.insert(i, sum.extract(comptime!(e * size + i)));
-                    }
-                    out[(to + e * size) / size] = Vector::cast_from(value);
-                }
-            }
-        }
-    }
-}
-
-/// Writes a plane's outputs, rows of them, as it has them.
-#[cube]
-fn write_pairs<O: Float, W: Size>(
-    acc: &Array<Pair<f32>>,
-    out: &mut [Vector<O, W>],
-    line: usize,
-    column0: usize,
-    len: usize,
-    #[comptime] spec: WalkSpec,
-) {
-    let size = W::value();
-    #[unroll]
-    for i in 0..16usize {
-        let (r, c) = pair_position(i % 4);
-        let (row, column) = (i / 4 * 16 + r, column0 + c);
-        let pair = acc[i];
-        if row < len {
-            let to = (line + row * spec.heads) * spec.width + column;
-            if comptime!(size == 2) {
-                if column < spec.width {
-                    out[to / 2] = Vector::cast_from(pair);
-                }
-            } else {
-                if column < spec.width {
-                    out[to] = Vector::cast_from(pair.extract(0usize));
-                }
-                if column + 1 < spec.width {
-                    out[to + 1] = Vector::cast_from(pair.extract(1usize));
-                }
-            }
-        }
-    }
-}
-
-/// A lane's pairs of 16 columns of `probe`. Where there is none it has another of the same row, which
-/// meets a product of zero, or for rows beyond the chunk, of another row.
-#[cube]
-fn pairs_in_place<E: Float, P: Size>(
-    probe: &[Vector<E, P>],
-    rows: &ChunkRows,
-    head: usize,
-    column: usize,
-    #[comptime] from: Stage,
-) -> Array<Pair<E>> {
-    let size = P::value();
-    let mut pairs = Array::<Pair<E>>::new(16usize);
-    #[unroll]
-    for i in 0..16usize {
-        let (r, c) = pair_position(i % 4);
-        let row = rows.start + select(i / 4 * 16 + r < rows.len, i / 4 * 16 + r, 0usize);
-        let line = (row * from.own_heads + head / from.group) * from.width;
-        let col = column + c;
-        if comptime!(size == 2) {
-            let at = line + select(col < from.width, col, 0usize);
-            pairs[i] = Vector::cast_from(probe[at / 2]);
-        } else {
-            let mut pair = Pair::<E>::empty();
-            #[unroll]
-            for e in 0..2usize {
-                let at = line + select(col + e < from.width, col + e, 0usize);
-                pair.insert(e, probe[at].extract(0usize));
-            }
-            pairs[i] = pair;
-        }
-    }
-    pairs
 }
 
 /// The factors of 16 rows of `right` that a lane has elements of: rows `8 half + 2 (lane % 4)` and the
