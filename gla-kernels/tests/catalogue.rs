@@ -9,7 +9,7 @@
 mod common;
 
 use common::{Prepared, TestDevice, devices};
-use gla_kernels::eval::{Case, CaseGate, RefDType, large, one_shape, small};
+use gla_kernels::eval::{ABS_FLOOR, Case, CaseGate, RefDType, large, one_shape, small};
 use gla_kernels::{
     Blueprint, Instruction, Plan, ScanBlueprint, SplitBlueprint, Strategy, check_chunked,
 };
@@ -212,6 +212,29 @@ fn half_gates() {
             let few = cases(&["vector-ls1-b2-t65-k33-v20-h4-kv2-init-final"]);
             check(device.name, &device.client, &few, dtype, dtype, Strategy::Inferred);
         }
+    }
+}
+
+/// Gradients of a loss that nobody scaled are small: in f16 they are near its subnormal numbers, and
+/// have to stay the numbers they are.
+#[test]
+fn small_gradients() {
+    let size = 2.0f64.powi(-13);
+    for device in devices() {
+        let dtype = RefDType::F16;
+        if !device.supports(dtype) {
+            println!("not applicable: {} has no {dtype:?}", device.name);
+            continue;
+        }
+        let mut errors = Vec::new();
+        for case in cases(&["vector-ls1-t130-k60-v64-h2-init", "scalar-ls1-t65-k64-v60-h2"]) {
+            let mut prepared = Prepared::new(&case, dtype);
+            prepared.d_o.iter_mut().for_each(|x| *x *= size);
+            dtype.round_all(&mut prepared.d_o);
+            let floor = size * ABS_FLOOR;
+            prepared.check_gradients(&device.client, Strategy::Inferred, floor, &mut errors);
+        }
+        assert!(errors.is_empty(), "{}:\n{}", device.name, errors.join("\n"));
     }
 }
 

@@ -199,22 +199,34 @@ impl Prepared {
 
     /// Forward in both forms and backward against the reference; the errors, if any.
     pub fn check_all(&self, client: &Client, strategy: Strategy) -> Vec<String> {
-        let (_, tol_grad) = tolerances(self.dtype);
         let mut errors = Vec::new();
         self.check_outputs("chunk", self.forward(client, strategy), &mut errors);
         self.check_outputs("recurrent", self.recurrent(client, RefDType::F32), &mut errors);
+        self.check_gradients(client, strategy, ABS_FLOOR, &mut errors);
+        errors.into_iter().map(|e| format!("{} {:?}: {e}", self.case.id, self.dtype)).collect()
+    }
+
+    /// The backward against the reference.
+    pub fn check_gradients(
+        &self,
+        client: &Client,
+        strategy: Strategy,
+        abs_floor: f64,
+        errors: &mut Vec<String>,
+    ) {
+        let (_, tol_grad) = tolerances(self.dtype);
         match self.backward(client, strategy) {
             Ok(Gradients { grads, dgate }) => {
                 let reference = eval::backward(&self.inputs, &self.d_o, self.d_final.as_deref());
                 let names = ["dq", "dk", "dv", "dh0"];
                 let expected = [&reference.dq, &reference.dk, &reference.dv, &reference.dh0];
                 for ((name, expected), got) in names.iter().zip(expected).zip(&grads) {
-                    errors.extend(eval::check(name, expected, got, tol_grad, ABS_FLOOR).err());
+                    errors.extend(eval::check(name, expected, got, tol_grad, abs_floor).err());
                 }
                 match (reference.dgate, dgate) {
                     (Some(expected), Some(got)) => {
                         errors.extend(
-                            eval::check("dgate", &expected, &got, tol_grad, ABS_FLOOR).err(),
+                            eval::check("dgate", &expected, &got, tol_grad, abs_floor).err(),
                         );
                     }
                     (None, None) => {}
@@ -223,7 +235,6 @@ impl Prepared {
             }
             Err(error) => errors.push(format!("backward: {error}")),
         }
-        errors.into_iter().map(|e| format!("{} {:?}: {e}", self.case.id, self.dtype)).collect()
     }
 }
 
