@@ -245,13 +245,6 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
             fetch::<E, D>(update, &mut next_update, &rows, head, depth0, from_update);
         }
 
-        let mut rights = Sequence::<Right<E>>::new();
-        #[unroll]
-        for s in 0..4usize {
-            let (row, col) = (s * 16, plane_column);
-            rights.push(Right::<E>::load(&right_tile, row, col, column_stride, false, by));
-        }
-
         let mut sums = Sequence::<Acc>::new();
         #[unroll]
         for _m in 0..4usize {
@@ -319,6 +312,8 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
             #[unroll]
             for s in 0..4usize {
                 if part == 0 && takes_block(depth_plane, s, sharing) {
+                    let (row, col) = (s * 16, plane_column);
+                    let right = Right::<E>::load(&right_tile, row, col, column_stride, false, by);
                     #[unroll]
                     for m in 0..4usize {
                         let upper = comptime!(spec.intra == Intra::Upper);
@@ -332,7 +327,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
                                 let row = pairs_of(chunk, head, spec).start + row * 16;
                                 Left::<E>::load(intra, row, col * 16, CHUNK, upper, by)
                             };
-                            multiply::<E>(&left, rights.index(s), sums.index_mut(m));
+                            multiply::<E>(&left, &right, sums.index_mut(m));
                         }
                     }
                 }
