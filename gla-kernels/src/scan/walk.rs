@@ -94,10 +94,10 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
     let stages_intra = comptime!(spec.stages_intra());
     let by_rows = comptime!(spec.decay == Decay::Rows);
     let scales_state = comptime!(spec.scales_state());
-    let scales_right = comptime!(spec.scales_right());
+    let scales_right = comptime!(spec.decay.scales_right(spec.reversed));
     // matrices are written from where and to where 16 bytes begin
     let writes_matrices = comptime!(spec.width.is_multiple_of(if rounds_out { 8 } else { 4 }));
-    let (out_factors, right_factors) = comptime!(spec.factors());
+    let (out_factors, right_factors) = comptime!(Decay::factors(spec.reversed));
     let depth_stride = comptime!(depth + 8);
     let column_stride = comptime!(columns + 8);
     let from_left = comptime!(spec.stage(spec.left_heads, spec.depth_width, depth));

@@ -339,12 +339,6 @@ impl WalkSpec {
         !self.reversed && self.decay != Decay::Rows && !held
     }
 
-    /// Whether rows of `right` have a factor on their way into the update: their decay to the end of the
-    /// chunk, or the scale, which in a call without a gate no operand holds.
-    pub fn scales_right(&self) -> bool {
-        self.decay == Decay::Rows || self.decay == Decay::None && self.reversed
-    }
-
     /// Elements of the output for so many rows and chunks.
     pub fn out_len(&self, rows: usize, chunks: usize) -> usize {
         let lines = if self.by_channel() { chunks * CHUNK } else { rows };
