@@ -122,13 +122,12 @@ impl<'a, B> Launcher<'a, B> {
         }
         let size = if sum.inner == 1 { widest_vector(sum.width, &[4, 2]) } else { 1 };
         let vectors = elements / size;
-        let units = 64;
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
             reduce::gla_reduce_heads_kernel::launch_unchecked(
                 self.client,
-                cubes(vectors.div_ceil(units), &self.limits),
-                CubeDim::new_1d(units as u32),
+                cubes(vectors.div_ceil(reduce::UNITS * reduce::EACH), &self.limits),
+                CubeDim::new_1d(reduce::UNITS as u32),
                 size,
                 arg(x, sum.parts * self.row_heads() * sum.width * sum.inner / size),
                 arg(out, vectors),

@@ -19,9 +19,15 @@ pub(crate) struct Sum {
     pub inner: usize,
 }
 
+/// Units of a cube.
+pub(crate) const UNITS: usize = 128;
+
+/// Vectors of `out` that a unit sums: so many loads are on their way at a time.
+pub(crate) const EACH: usize = 4;
+
 /// `out[row, hk, i] = sum over parts, the group's heads and inner channels` of
-/// `x [parts, rows, heads, width * inner]`; `out`: `[rows, heads / group, width]`. One unit a vector of
-/// `out`; of one element if there are inner channels.
+/// `x [parts, rows, heads, width * inner]`; `out`: `[rows, heads / group, width]`, in vectors; of one
+/// element if there are inner channels.
 #[cube(launch_unchecked)]
 pub(crate) fn gla_reduce_heads_kernel<I: Float, O: Float, N: Size>(
     x: &[Vector<I, N>],
@@ -30,24 +36,40 @@ pub(crate) fn gla_reduce_heads_kernel<I: Float, O: Float, N: Size>(
     #[comptime] over: Sum,
     #[define(I, O)] _dtypes: [ElemType; 2],
 ) {
-    let at = CUBE_POS * CUBE_DIM as usize + UNIT_POS as usize;
-    if at >= vectors {
+    let first = CUBE_POS * comptime!(UNITS * EACH) + UNIT_POS as usize;
+    if first >= vectors {
         terminate!();
     }
-    let size = N::value();
-    let across = comptime!(over.width / size);
-    let (heads, c) = (at / across, at % across);
+    let across = comptime!(over.width / N::value());
     let part_len = vectors * comptime!(over.group * over.inner);
-    let mut sum = Vector::<f32, N>::new(f32::new(0.0));
+    let mut sums = Array::<Vector<f32, N>>::new(EACH);
+    let mut starts = Array::<usize>::new(EACH);
+    #[unroll]
+    for n in 0..EACH {
+        let at = first + n * UNITS;
+        let own = select(at < vectors, at, first);
+        let (heads, c) = (own / across, own % across);
+        starts[n] = (heads * comptime!(over.group * across) + c) * over.inner;
+        sums[n] = Vector::new(f32::new(0.0));
+    }
     for part in 0..over.parts {
         for member in 0..over.group {
-            let from = part * part_len + ((heads * over.group + member) * across + c) * over.inner;
             for i in 0..over.inner {
-                sum += Vector::cast_from(x[from + i]);
+                let from = part * part_len + member * comptime!(across * over.inner) + i;
+                #[unroll]
+                for n in 0..EACH {
+                    sums[n] += Vector::cast_from(x[starts[n] + from]);
+                }
             }
         }
     }
-    out[at] = Vector::cast_from(sum);
+    #[unroll]
+    for n in 0..EACH {
+        let at = first + n * UNITS;
+        if at < vectors {
+            out[at] = Vector::cast_from(sums[n]);
+        }
+    }
 }
 
 /// `out[h] = sum over rows and channels of x [rows, heads, width]`. One cube a head.

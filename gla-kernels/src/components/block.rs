@@ -57,28 +57,34 @@ const PITCH: usize = 8;
 #[derive(CubeType)]
 pub struct Scratch<E: Float> {
     floats: Shared<[Pair<f32>]>,
-    halves: Shared<[Pair<E>]>,
+    /// For [`Right::of_pairs`]; a kernel may use them for its own in between.
+    pub halves: Shared<[Pair<E>]>,
 }
 
-/// Bytes of [`Scratch`] for so many planes, and elements of `size` bytes, 0 if none are rounded.
-pub const fn scratch_bytes(planes: usize, size: usize, by: Instruction) -> usize {
+/// Pairs of operands that so many planes pass through a [`Scratch`].
+pub const fn scratch_halves(planes: usize) -> usize {
+    planes * 16 * PITCH
+}
+
+/// Bytes of [`Scratch`] for so many planes and pairs of operands of two bytes.
+pub const fn scratch_bytes(planes: usize, halves: usize, by: Instruction) -> usize {
     match by {
-        Instruction::Cmma => 32 + planes * 2 * 16 * PITCH * (4 + size),
+        Instruction::Cmma => 32 + planes * 2 * 16 * PITCH * 4 + 2 * 2 * halves,
         _ => 32,
     }
 }
 
 #[cube]
 impl<E: Float> Scratch<E> {
-    /// For so many planes; `rounds`: for [`Right::of_pairs`] too.
+    /// For so many planes, and so many pairs of operands: [`scratch_halves`] for [`Right::of_pairs`].
     pub fn new(
         #[comptime] planes: usize,
-        #[comptime] rounds: bool,
+        #[comptime] halves: usize,
         #[comptime] by: Instruction,
     ) -> Self {
-        let rows = comptime!(if by == Instruction::Cmma { 16 * planes } else { 0 });
-        let floats = comptime!((rows * PITCH).max(1));
-        let halves = comptime!(if rounds { (rows * PITCH).max(1) } else { 1 });
+        let used = comptime!(by == Instruction::Cmma);
+        let floats = comptime!(if used { planes * 16 * PITCH } else { 1 });
+        let halves = comptime!(if used { halves.max(1) } else { 1 });
         Scratch::<E> {
             floats: Shared::new_aligned_slice(floats, 16usize),
             halves: Shared::new_aligned_slice(halves, 16usize),

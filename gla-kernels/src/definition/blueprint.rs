@@ -173,7 +173,8 @@ pub struct DeviceLimits {
     pub bindings: usize,
     /// Cubes along the first two axes of a launch.
     pub cubes: (u32, u32),
-    /// Multiprocessors; a guess if the device does not tell.
+    /// Multiprocessors; where the device does not tell (wgpu), those of a large one: too many cubes cost less
+    /// than too few.
     pub processors: usize,
     /// Types that `mma.m16n8k16` multiplies into f32, with matrix loads from shared memory.
     pub mma: Vec<ElemType>,
@@ -222,7 +223,7 @@ impl DeviceLimits {
             units: hardware.max_units_per_cube as usize,
             bindings: hardware.max_bindings as usize,
             cubes: (hardware.max_cube_count.0, hardware.max_cube_count.1),
-            processors: hardware.num_streaming_multiprocessors.unwrap_or(64) as usize,
+            processors: hardware.num_streaming_multiprocessors.unwrap_or(128) as usize,
             mma: tensor_types(client, has_mma),
             // compared with the reference through SPIR-V alone. (An adapter opened for WGSL in a build
             // that has SPIR-V cannot be told from one opened for SPIR-V; there, kernels do not compile.)

@@ -356,7 +356,7 @@ impl Launcher<'_, ScanBlueprint> {
         }
         let rows = self.problem.rows();
         let (deep, wide) = (self.vector(spec.depth_width), self.vector(spec.width));
-        let across = self.vector(CHUNK);
+        let across = if spec.takes_turns() { 2 } else { self.vector(CHUNK) };
         let (pair, written) = (wide.min(2), spec.out_vector(wide));
         let none = || self.table();
         let trace = match walk.trace {

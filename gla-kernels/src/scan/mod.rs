@@ -15,6 +15,7 @@
 
 pub mod combine;
 mod gate_terms;
+mod intra;
 pub mod intra_grad;
 mod launch;
 mod levels;
@@ -78,9 +79,9 @@ pub(crate) fn validate(
     let spec = ChunkSpec { dims, instruction };
     let needs = [
         ("prepare", prepare::shared_memory(spec, 2), spec.units()),
-        ("walk", values.shared_memory(2), values.units()),
-        ("walk", keys.shared_memory(2), keys.units()),
-        ("state_walk", state.shared_memory(2), state.units()),
+        ("walk", values.shared_memory(), values.units()),
+        ("walk", keys.shared_memory(), keys.units()),
+        ("state_walk", state.shared_memory(), state.units()),
         ("intra_grad", intra_grad::shared_memory(spec, 2), spec.units()),
         ("scores", scores::shared_memory(spec, 2), scores::UNITS),
     ];
@@ -105,8 +106,8 @@ pub(crate) fn largest_walk(
         .flat_map(|reversed| {
             let shape = shape(reversed);
             let [values, keys] = [WalkSpec::values(shape), WalkSpec::keys(shape)];
-            let state = StateSpec::new(shape).shared_memory(2);
-            [values.shared_memory(2), keys.shared_memory(2), state]
+            let state = StateSpec::new(shape).shared_memory();
+            [values.shared_memory(), keys.shared_memory(), state]
         })
         .max()
         .unwrap_or(0)

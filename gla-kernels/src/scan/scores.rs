@@ -75,7 +75,7 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size, T: Si
     let size = T::value();
     let mut staged =
         Shared::<[Vector<E, T>]>::new_aligned_slice(comptime!(2 * spec.tile() / size), 16usize);
-    let mut scratch = Scratch::<E>::new(PLANES, false, comptime!(spec.instruction));
+    let mut scratch = Scratch::<E>::new(PLANES, 0usize, comptime!(spec.instruction));
     let mut edges = Shared::<[f32]>::new_slice(comptime!(LEVELS * CHUNK));
     let mut own = Shared::<[f32]>::new_slice(CHUNK);
     let pairs_len = comptime!(if backward && gated { CHUNK * PAIRS } else { 1 });

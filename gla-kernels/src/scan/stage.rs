@@ -2,6 +2,7 @@
 
 use cubecl::prelude::*;
 
+use super::walk_spec::ROWS_LEN;
 use super::{CHUNK, ChunkSpec};
 use crate::Instruction;
 use crate::components::ChunkRows;
@@ -154,6 +155,74 @@ fn masked<E: Float, N: Size>(
     let (r, c) = place::<N>(n, from);
     let valid = r < len && col0 / size + c < wide;
     select(valid, x[n], Vector::new(E::from_int(0)))
+}
+
+/// What the rows of a tile are multiplied with on their way to shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Factors {
+    /// Nothing.
+    None,
+    /// The scale.
+    Scale,
+    /// The rows' decays, from this one of a line on.
+    Rows(usize),
+}
+
+/// Factors that each unit holds, one for each vector.
+#[cube]
+pub(crate) fn held_factors<N: Size>(
+    #[comptime] factors: Factors,
+    #[comptime] from: Stage,
+) -> comptime_type!(usize) {
+    let vectors = held::<N>(from);
+    comptime!(if factors == Factors::None { 1 } else { vectors })
+}
+
+/// Reads the factors of a unit's share of a tile into registers.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn fetch_factors<N: Size>(
+    decays: &[f32],
+    out: &mut Array<f32>,
+    chunk: usize,
+    head: usize,
+    scale: f32,
+    #[comptime] factors: Factors,
+    #[comptime] from: Stage,
+) {
+    let (first, by_rows) = comptime!(match factors {
+        Factors::Rows(first) => (first, true),
+        _ => (0, false),
+    });
+    if comptime!(factors != Factors::None) {
+        let line = (chunk * comptime!(from.own_heads * from.group) + head) * ROWS_LEN + first;
+        #[unroll]
+        for n in 0..held::<N>(from) {
+            if by_rows {
+                let (row, _column) = place::<N>(n, from);
+                out[n] = decays[line + select(row < CHUNK, row, 0usize)];
+            } else {
+                out[n] = scale;
+            }
+        }
+    }
+}
+
+/// Multiplies a unit's share of a tile with them.
+#[cube]
+pub(crate) fn scale_rows<E: Float, N: Size>(
+    x: &mut Array<Vector<E, N>>,
+    by: &Array<f32>,
+    #[comptime] factors: Factors,
+    #[comptime] from: Stage,
+) {
+    if comptime!(factors != Factors::None) {
+        #[unroll]
+        for n in 0..held::<N>(from) {
+            let product = Vector::<f32, N>::cast_from(x[n]) * Vector::new(by[n]);
+            x[n] = Vector::cast_from(product);
+        }
+    }
 }
 
 /// A piece of a chunk's line of decays `[chunks, H, stride]`.

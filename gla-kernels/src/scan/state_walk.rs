@@ -14,7 +14,10 @@
 use cubecl::prelude::*;
 
 use super::CHUNK;
-use super::stage::{DecayLine, Stage, fetch, fetch_decays, held, put, put_decays};
+use super::stage::{
+    DecayLine, Stage, fetch, fetch_decays, fetch_factors, held, held_factors, put, put_decays,
+    scale_rows,
+};
 use super::walk_spec::{Decay, ROWS_LEN, TOTAL, WalkShape, operands};
 use crate::Instruction;
 use crate::components::{
@@ -82,7 +85,7 @@ impl StateSpec {
         let enough =
             |spec: &StateSpec| shape.count * spec.heads * spec.tiles() >= 7 * shape.processors / 8;
         let halved = std::iter::successors(Some(most), |n| (*n > 1).then_some(n / 2));
-        let fits = |spec: &StateSpec| spec.shared_memory(2) <= shape.shared_memory;
+        let fits = |spec: &StateSpec| spec.shared_memory() <= shape.shared_memory;
         halved.map(with).filter(fits).find(enough).unwrap_or(with(1))
     }
 
@@ -112,11 +115,11 @@ impl StateSpec {
         32 * self.depth_planes * self.column_planes
     }
 
-    /// Bytes of shared memory for elements of `size` bytes.
-    pub fn shared_memory(&self, size: usize) -> usize {
+    /// Bytes of shared memory.
+    pub fn shared_memory(&self) -> usize {
         let tiles = 2 * CHUNK * (self.depth() + 8 + self.columns() + 8);
-        let scratch = scratch_bytes(self.units() / 32, size, self.instruction);
-        size * tiles + 4 * 2 * self.decay_line().len + scratch
+        let scratch = scratch_bytes(self.units() / 32, 0, self.instruction);
+        2 * tiles + 4 * 2 * self.decay_line().len + scratch
     }
 
     /// The piece of a chunk's decays that a cube reads.
@@ -161,10 +164,10 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     let (depth, columns, units) = comptime!((spec.depth(), spec.columns(), spec.units()));
     let (depth_stride, column_stride) = comptime!((depth + 8, columns + 8));
     let by_rows = comptime!(spec.decay == Decay::Rows);
-    let scales_right = comptime!(spec.decay.scales_right(spec.reversed));
     let from_update = comptime!(spec.stage(spec.update_heads, spec.depth_width, depth));
     let from_right = comptime!(spec.stage(spec.right_heads, value_dim, columns));
     let decay_line = comptime!(spec.decay_line());
+    let factors = comptime!(spec.decay.of_right(spec.reversed));
     let decay_len = comptime!(decay_line.len);
 
     let task = CUBE_POS;
@@ -189,11 +192,11 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     let mut right_tiles =
         Shared::<[Vector<E, C>]>::new_aligned_slice(comptime!(2 * right_len), 16usize);
     let mut decay_tiles = Shared::<[f32]>::new_slice(comptime!(2 * decay_len));
-    let mut scratch = Scratch::<E>::new(comptime!(units / 32), false, by);
+    let mut scratch = Scratch::<E>::new(comptime!(units / 32), 0usize, by);
 
     let mut next_update = Array::<Vector<E, D>>::new(held::<D>(from_update));
     let mut next_right = Array::<Vector<E, C>>::new(held::<C>(from_right));
-    let mut next_factors = Array::<f32>::new(held::<C>(from_right));
+    let mut next_factors = Array::<f32>::new(held_factors::<C>(factors, from_right));
     let mut next_decays = Array::<f32>::new(comptime!(decay_line.held()));
     let decay0 = if by_rows { TOTAL.runtime() } else { depth0 };
 
@@ -206,7 +209,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
         let rows = chunk_rows(table, num_lines, chunk);
         fetch::<E, D>(update, &mut next_update, &rows, head, depth0, from_update);
         fetch::<E, C>(right, &mut next_right, &rows, head, column0, from_right);
-        fetch_factors::<C>(decays, &mut next_factors, chunk, head, scale, spec);
+        fetch_factors::<C>(decays, &mut next_factors, chunk, head, scale, factors, from_right);
         fetch_decays(decays, &mut next_decays, chunk, head, decay0, decay_line);
     }
     for step in 0..count {
@@ -219,14 +222,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
         put_decays(&next_decays, own_decays, decay0, decay_line);
         let own_updates = &mut update_tiles[update_at..update_at + update_len];
         put::<E, D>(&next_update, own_updates, rows.len, depth0, from_update);
-        if scales_right {
-            #[unroll]
-            for n in 0..held::<C>(from_right) {
-                let product =
-                    Vector::<f32, C>::cast_from(next_right[n]) * Vector::new(next_factors[n]);
-                next_right[n] = Vector::cast_from(product);
-            }
-        }
+        scale_rows::<E, C>(&mut next_right, &next_factors, factors, from_right);
         let own_rights = &mut right_tiles[right_at..right_at + right_len];
         put::<E, C>(&next_right, own_rights, rows.len, column0, from_right);
         sync_cube();
@@ -237,7 +233,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
         let next_rows = chunk_rows(table, num_lines, next_chunk);
         fetch::<E, D>(update, &mut next_update, &next_rows, head, depth0, from_update);
         fetch::<E, C>(right, &mut next_right, &next_rows, head, column0, from_right);
-        fetch_factors::<C>(decays, &mut next_factors, next_chunk, head, scale, spec);
+        fetch_factors::<C>(decays, &mut next_factors, next_chunk, head, scale, factors, from_right);
         fetch_decays(decays, &mut next_decays, next_chunk, head, decay0, decay_line);
 
         #[unroll]
@@ -294,33 +290,6 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
         for e in 0..2usize {
             if key + e < key_dim && column < value_dim {
                 end[state_base + (key + e) * value_dim + column] = state[n].extract(e);
-            }
-        }
-    }
-}
-
-/// Reads the factors of a unit's share of `right` into registers.
-#[cube]
-fn fetch_factors<C: Size>(
-    decays: &[f32],
-    out: &mut Array<f32>,
-    chunk: usize,
-    head: usize,
-    scale: f32,
-    #[comptime] spec: StateSpec,
-) {
-    let wide = C::value();
-    let from = comptime!(spec.stage(spec.right_heads, spec.state.1, spec.columns()));
-    let (_, first) = comptime!(Decay::factors(spec.reversed));
-    if comptime!(spec.decay.scales_right(spec.reversed)) {
-        #[unroll]
-        for n in 0..held::<C>(from) {
-            if comptime!(spec.decay == Decay::Rows) {
-                let row = (UNIT_POS as usize + n * from.units) / comptime!(from.cols / wide);
-                let line = (chunk * spec.heads + head) * ROWS_LEN + first;
-                out[n] = decays[line + select(row < CHUNK, row, 0usize)];
-            } else {
-                out[n] = scale;
             }
         }
     }

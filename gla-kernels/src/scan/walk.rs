@@ -36,8 +36,11 @@ use cubecl::prelude::*;
 
 use super::CHUNK;
 use super::gate_terms::{dot_rows, leave_state, multiply_states, pairs_in_place, sum_dots};
+use super::intra::{add_intra, fetch_blocks, held_blocks, put_blocks};
 use super::outputs::{stage_pairs, write_pairs, write_staged};
-use super::stage::{fetch, fetch_decays, held, put, put_decays};
+use super::stage::{
+    Factors, fetch, fetch_decays, fetch_factors, held, held_factors, put, put_decays, scale_rows,
+};
 use super::walk_spec::{Decay, Intra, KeyAxis, TOTAL, Trace, WalkSpec};
 use crate::Instruction;
 use crate::components::{
@@ -91,13 +94,17 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
     let keys_deep = comptime!(spec.keys == KeyAxis::Depth);
     let (stages_out, by_channel) = comptime!((spec.stages_out(), spec.by_channel()));
     let has_intra = comptime!(spec.intra != Intra::None);
-    let stages_intra = comptime!(spec.stages_intra());
     let by_rows = comptime!(spec.decay == Decay::Rows);
     let scales_state = comptime!(spec.scales_state());
-    let scales_right = comptime!(spec.decay.scales_right(spec.reversed));
+    let scales_left = comptime!(spec.scales_left());
+    let of_right = comptime!(spec.decay.of_right(spec.reversed));
     // matrices are written from where and to where 16 bytes begin
     let writes_matrices = comptime!(spec.width.is_multiple_of(if rounds_out { 8 } else { 4 }));
-    let (out_factors, right_factors) = comptime!(Decay::factors(spec.reversed));
+    let (out_factors, _) = comptime!(Decay::factors(spec.reversed));
+    let of_left = comptime!(match scales_left {
+        true => Factors::Rows(out_factors),
+        false => Factors::None,
+    });
     let depth_stride = comptime!(depth + 8);
     let column_stride = comptime!(columns + 8);
     let from_left = comptime!(spec.stage(spec.left_heads, spec.depth_width, depth));
@@ -146,12 +153,13 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         comptime!(spec.pairs_len().div_ceil(across)),
         16usize,
     );
-    let mut scratch = Scratch::<E>::new(comptime!(units / 32), true, by);
+    let mut scratch =
+        Scratch::<E>::new(comptime!(units / 32), comptime!(spec.scratch_halves()), by);
     let mut out_tile = Shared::<[f32]>::new_aligned_slice(comptime!(spec.out_tile_len()), 16usize);
     let mut dot_tile = Shared::<[f32]>::new_slice(comptime!(spec.dots_len()));
     let decay_len = comptime!(spec.decay_len());
     let decay_line = comptime!(spec.decay_line());
-    let mut decay_tiles = Shared::<[f32]>::new_slice(comptime!(2 * decay_len));
+    let mut decay_tiles = Shared::<[f32]>::new_slice(comptime!(spec.decay_tiles() * decay_len));
 
     // the state, transposed: accumulator tile n holds depth 8 n .. 8 n + 8
     let depth_tiles = comptime!(plane_depth / 8);
@@ -176,7 +184,13 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
 
     let mut next_left = Array::<Vector<E, D>>::new(held::<D>(from_left));
     let mut next_right = Array::<Vector<E, C>>::new(held::<C>(from_right));
-    let mut next_intra = Array::<Vector<E, I>>::new(held::<I>(from_intra));
+    let mut next_intra = Array::<Vector<E, I>>::new(if takes_turns {
+        held_blocks(spec)
+    } else {
+        held::<I>(from_intra)
+    });
+    let mut left_factors = Array::<f32>::new(held_factors::<D>(of_left, from_left));
+    let mut update_factors = Array::<f32>::new(held_factors::<D>(of_right, from_update));
     let mut next_update = Array::<Vector<E, D>>::new(held::<D>(from_update));
     let mut next_decays = Array::<f32>::new(comptime!(decay_line.held()));
     let decay0 = if comptime!(spec.decay != Decay::Channels) {
@@ -193,8 +207,9 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         let chunk = step_chunk(first_chunk, count, 0usize, spec.reversed);
         let rows = chunk_rows(table, num_sequences, chunk);
         fetch::<E, D>(left, &mut next_left, &rows, head, depth0, from_left);
+        fetch_factors::<D>(decays, &mut left_factors, chunk, head, scale, of_left, from_left);
         fetch::<E, C>(right, &mut next_right, &rows, head, column0, from_right);
-        if stages_intra {
+        if comptime!(has_intra && !takes_turns) {
             let pairs = pairs_of(chunk, head, spec);
             fetch::<E, I>(intra, &mut next_intra, &pairs, 0usize, 0usize, from_intra);
         }
@@ -212,10 +227,11 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         let next_rows = chunk_rows(table, num_sequences, next_chunk);
         // of this chunk and the next in turn: the last planes to scale their state still read the
         // one when the first put down the other
-        let decay_at = (step % 2) * decay_len;
+        let decay_at = (step % comptime!(spec.decay_tiles())) * decay_len;
+        scale_rows::<E, D>(&mut next_left, &left_factors, of_left, from_left);
         put::<E, D>(&next_left, &mut left_tile, rows.len, depth0, from_left);
         put::<E, C>(&next_right, &mut right_tile, rows.len, column0, from_right);
-        if stages_intra {
+        if comptime!(has_intra && !takes_turns) {
             put::<E, I>(&next_intra, &mut intra_tile, CHUNK.runtime(), 0usize, from_intra);
         }
         let own_decays = &mut decay_tiles[decay_at..decay_at + decay_len];
@@ -239,10 +255,22 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
             Array::<Pair<E>>::new(1usize)
         };
         sync_cube();
-        // where tiles take turns units are few, with more of them to hold than registers: it comes as late
+        // where tiles take turns units are few, with more of them to hold than registers: they come as late
         // as the products with `left` cover
         if takes_turns {
             fetch::<E, D>(update, &mut next_update, &rows, head, depth0, from_update);
+            fetch_factors::<D>(
+                decays,
+                &mut update_factors,
+                chunk,
+                head,
+                scale,
+                of_right,
+                from_update,
+            );
+            if has_intra {
+                fetch_blocks::<E, I>(intra, &mut next_intra, chunk, head, spec);
+            }
         }
 
         let mut sums = Sequence::<Acc>::new();
@@ -284,14 +312,14 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         }
         let mut acc = zero_pairs(16usize);
         // what is done to the products with the state alone wants them in registers
-        let early = comptime!(by_rows || by != Instruction::Cmma);
+        let early = comptime!(by_rows && !scales_left || by != Instruction::Cmma);
         if early {
             #[unroll]
             for m in 0..4usize {
                 sums.index(m).add_to::<E>(&mut acc, 4 * m, &mut scratch);
             }
         }
-        if by_rows {
+        if comptime!(by_rows && !scales_left) {
             #[unroll]
             for i in 0..16usize {
                 let (row, _col) = pair_position(i % 4);
@@ -308,31 +336,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
             further.push(Acc::onto(&acc, 4 * m, by));
         }
         let mut sums = if early { further } else { sums };
-        if has_intra {
-            #[unroll]
-            for s in 0..4usize {
-                if part == 0 && takes_block(depth_plane, s, sharing) {
-                    let (row, col) = (s * 16, plane_column);
-                    let right = Right::<E>::load(&right_tile, row, col, column_stride, false, by);
-                    #[unroll]
-                    for m in 0..4usize {
-                        let upper = comptime!(spec.intra == Intra::Upper);
-                        if comptime!(if upper { s >= m } else { s <= m }) {
-                            let (row, col) = comptime!(if upper { (s, m) } else { (m, s) });
-                            let left = if stages_intra {
-                                let stride = comptime!(CHUNK + 8);
-                                let (row, col) = comptime!((row * 16, col * 16));
-                                Left::<E>::load(&intra_tile, row, col, stride, upper, by)
-                            } else {
-                                let row = pairs_of(chunk, head, spec).start + row * 16;
-                                Left::<E>::load(intra, row, col * 16, CHUNK, upper, by)
-                            };
-                            multiply::<E>(&left, &right, sums.index_mut(m));
-                        }
-                    }
-                }
-            }
-        }
+        let sharer = part * sharing + depth_plane;
         // lines of rows, or of channels for `intra_grad`, whose units read some rows of one channel
         let line = if by_channel {
             (part * num_chunks + chunk) * spec.heads + head
@@ -340,57 +344,30 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
             (part * num_rows + rows.start) * spec.heads + head
         };
         let column = column0 + plane_column;
-        if early {
-            #[unroll]
-            for m in 0..comptime!(if has_intra { 4 } else { 0 }) {
-                sums.index(m).add_to::<E>(&mut acc, 4 * m, &mut scratch);
-            }
-        } else if by_channel {
-            if column < spec.width {
-                #[unroll]
-                for m in 0..4usize {
-                    let at = (line * spec.width + column) * CHUNK + m * 16;
-                    sums.index(m).write::<O, W>(out, at, CHUNK, true, rounds_out);
-                }
-            }
-        } else if comptime!(writes_matrices) && rows.len == CHUNK && column + 16 <= spec.width {
-            #[unroll]
-            for m in 0..4usize {
-                let stride = comptime!(spec.heads * spec.width);
-                let at = line * spec.width + column + m * 16 * stride;
-                sums.index(m).write::<O, W>(out, at, stride, false, rounds_out);
-            }
-        } else {
-            #[unroll]
-            for m in 0..4usize {
-                sums.index(m).add_to::<E>(&mut acc, 4 * m, &mut scratch);
-            }
-            write_pairs::<O, W>(&acc, out, line, column, rows.len, spec);
-        }
-        if stages_out {
-            stage_pairs(&acc, &mut out_tile, depth_plane, plane_column, spec);
-        }
         if takes_turns {
             sync_cube();
+            scale_rows::<E, D>(&mut next_update, &update_factors, of_right, from_update);
             put::<E, D>(&next_update, &mut left_tile, rows.len, depth0, from_update);
-            if comptime!(scales_right) {
-                #[unroll]
-                for n in 0..held::<C>(from_right) {
-                    let row = (unit + n * units) / comptime!(columns / wide);
-                    let factor = if comptime!(by_rows) {
-                        decay_tiles[decay_at + right_factors + select(row < CHUNK, row, 0usize)]
-                    } else {
-                        scale
-                    };
-                    let product = Vector::<f32, C>::cast_from(next_right[n]) * Vector::new(factor);
-                    next_right[n] = Vector::cast_from(product);
-                }
-                put::<E, C>(&next_right, &mut right_tile, rows.len, column0, from_right);
+            if has_intra {
+                put_blocks::<E, I>(&next_intra, &mut scratch.halves, spec);
             }
         } else {
+            if has_intra {
+                add_intra::<E, I, C>(
+                    &intra_tile,
+                    &right_tile,
+                    &mut sums,
+                    sharer,
+                    plane_column,
+                    spec,
+                );
+                #[unroll]
+                for m in 0..4usize {
+                    sums.index(m).add_to::<E>(&mut acc, 4 * m, &mut scratch);
+                }
+            }
+            stage_pairs(&acc, &mut out_tile, depth_plane, plane_column, spec);
             put::<E, D>(&next_update, &mut update_tile, rows.len, depth0, from_update);
-        }
-        if !takes_turns {
             fetch::<E, D>(update, &mut next_update, &next_rows, head, depth0, from_update);
         }
 
@@ -408,7 +385,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         for s in 0..comptime!(if takes_turns { 0 } else { 4 }) {
             let (row, col) = (s * 16, plane_column);
             let left = Left::<E>::load(&right_tile, row, col, column_stride, true, by);
-            if scales_right {
+            if comptime!(of_right != Factors::None) {
                 let factors = factors_of_right(&decay_tiles, decay_at, s, scale, spec);
                 lefts.push(scaled::<E>(&left, &factors));
             } else {
@@ -418,8 +395,9 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         sync_cube();
 
         fetch::<E, D>(left, &mut next_left, &next_rows, head, depth0, from_left);
+        fetch_factors::<D>(decays, &mut left_factors, next_chunk, head, scale, of_left, from_left);
         fetch::<E, C>(right, &mut next_right, &next_rows, head, column0, from_right);
-        if stages_intra {
+        if comptime!(has_intra && !takes_turns) {
             let pairs = pairs_of(next_chunk, head, spec);
             fetch::<E, I>(intra, &mut next_intra, &pairs, 0usize, 0usize, from_intra);
         }
@@ -429,8 +407,43 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         }
         if stages_out {
             write_staged::<O, W>(&out_tile, out, line, column0, rows.len, spec);
-        } else if early {
-            write_pairs::<O, W>(&acc, out, line, column, rows.len, spec);
+        } else {
+            if has_intra {
+                let blocks = &scratch.halves;
+                add_intra::<E, Const<2>, C>(
+                    blocks,
+                    &right_tile,
+                    &mut sums,
+                    sharer,
+                    plane_column,
+                    spec,
+                );
+            }
+            if by_channel {
+                if column < spec.width {
+                    #[unroll]
+                    for m in 0..4usize {
+                        let at = (line * spec.width + column) * CHUNK + m * 16;
+                        sums.index(m).write::<O, W>(out, at, CHUNK, true, rounds_out);
+                    }
+                }
+            } else if comptime!(writes_matrices && !early)
+                && rows.len == CHUNK
+                && column + 16 <= spec.width
+            {
+                #[unroll]
+                for m in 0..4usize {
+                    let stride = comptime!(spec.heads * spec.width);
+                    let at = line * spec.width + column + m * 16 * stride;
+                    sums.index(m).write::<O, W>(out, at, stride, false, rounds_out);
+                }
+            } else {
+                #[unroll]
+                for m in 0..comptime!(if early && !has_intra { 0 } else { 4 }) {
+                    sums.index(m).add_to::<E>(&mut acc, 4 * m, &mut scratch);
+                }
+                write_pairs::<O, W>(&acc, out, line, column, rows.len, spec);
+            }
         }
 
         #[unroll]
@@ -452,7 +465,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
                 state[2 * n + half] *= factor;
             }
         }
-        // where tiles take turns, that of `right` has been put down scaled
+        // where tiles take turns, that of `update` has been put down scaled
         if takes_turns {
             #[unroll]
             for s in 0..4usize {
@@ -529,19 +542,6 @@ fn factors_of_right(
         factors[half] = factor;
     }
     factors
-}
-
-/// Whether a plane takes a 16-row block of the chunk among the planes that share a depth: each of
-/// four one, or each of two the first and last or the middle ones, which balances a triangle.
-#[cube]
-fn takes_block(depth_plane: usize, block: usize, #[comptime] sharing: usize) -> bool {
-    if comptime!(sharing == 1) {
-        true.runtime()
-    } else if comptime!(sharing == 2) {
-        depth_plane == (block ^ (block / 2)) % 2
-    } else {
-        depth_plane == block % sharing
-    }
 }
 
 /// Where a number of the state lies in `[K, V]`, and whether it exists.

@@ -1,8 +1,9 @@
 //! What a walk is compiled for: its operands and its tiles.
 
-use super::stage::{DecayLine, Stage};
+use super::intra::BLOCK_PAIRS;
+use super::stage::{DecayLine, Factors, Stage};
 use super::{CHUNK, padded};
-use crate::components::scratch_bytes;
+use crate::components::{scratch_bytes, scratch_halves};
 use crate::{DeviceLimits, Dims, GateKind, Instruction};
 
 /// Which side of the state the key channels, and with them the decay, lie on.
@@ -59,10 +60,14 @@ impl Decay {
         }
     }
 
-    /// Whether rows of `right` have a factor on their way into the update: their decay to the end of the
+    /// The factors of rows of `right` on their way into the update: their decay to the end of the
     /// chunk, or the scale, which in a call without a gate no operand holds.
-    pub fn scales_right(self, reversed: bool) -> bool {
-        self == Decay::Rows || self == Decay::None && reversed
+    pub fn of_right(self, reversed: bool) -> Factors {
+        match (self, reversed) {
+            (Decay::Rows, _) => Factors::Rows(Decay::factors(reversed).1),
+            (Decay::None, true) => Factors::Scale,
+            _ => Factors::None,
+        }
     }
 
     /// Where a line of the rows' decays has the factors of the outputs, and of `right`.
@@ -201,7 +206,7 @@ impl WalkSpec {
         };
         let specs: Vec<_> = tiles.iter().map(|&tile| make(shape, tile)).collect();
         let fits = |spec: &&WalkSpec| {
-            spec.shared_memory(2) <= shape.shared_memory && spec.units() <= shape.units
+            spec.shared_memory() <= shape.shared_memory && spec.units() <= shape.units
         };
         let enough = |spec: &&WalkSpec| {
             let cubes = shape.count * spec.heads * spec.parts * spec.tiles();
@@ -371,28 +376,42 @@ impl WalkSpec {
         }
     }
 
-    /// Bytes of shared memory for elements of `size` bytes.
-    pub fn shared_memory(&self, size: usize) -> usize {
+    /// Bytes of shared memory.
+    pub fn shared_memory(&self) -> usize {
         let deep = self.left_len() + self.update_len();
         let wide = CHUNK * (self.columns() + 8);
-        let floats = self.out_tile_len() + self.dots_len() + 2 * self.decay_len();
-        let scratch = scratch_bytes(self.units() / 32, size, self.instruction);
-        size * (deep + wide + self.pairs_len()) + 4 * floats + scratch
+        let floats = self.out_tile_len() + self.dots_len() + self.decay_tiles() * self.decay_len();
+        let scratch = scratch_bytes(self.units() / 32, self.scratch_halves(), self.instruction);
+        2 * (deep + wide + self.pairs_len()) + 4 * floats + scratch
     }
 
-    /// Whether `left` and `update` take turns in one tile: where shared memory is short.
+    /// Whether `update` and the intra-chunk matrix take the places of `left` and of the scratch when those
+    /// have been used: where shared memory is short.
     pub fn takes_turns(&self) -> bool {
         self.instruction == Instruction::Cmma
     }
 
-    /// Whether planes find the intra-chunk matrix in shared memory; else they read it where it lies.
-    pub fn stages_intra(&self) -> bool {
-        self.intra != Intra::None && !self.takes_turns()
+    /// Elements of an own tile of the intra-chunk matrix.
+    pub fn pairs_len(&self) -> usize {
+        let own = self.intra != Intra::None && !self.takes_turns();
+        if own { CHUNK * (CHUNK + 8) } else { 8 }
     }
 
-    /// Elements of the tile of the intra-chunk matrix.
-    pub fn pairs_len(&self) -> usize {
-        if self.stages_intra() { CHUNK * (CHUNK + 8) } else { 8 }
+    /// Pairs of the scratch, which has the intra-chunk matrix too where tiles take turns.
+    pub fn scratch_halves(&self) -> usize {
+        let pairs = if self.intra == Intra::None { 0 } else { BLOCK_PAIRS };
+        scratch_halves(self.units() / 32).max(pairs)
+    }
+
+    /// Pieces of decays in shared memory: this chunk's, and the next one's where no barrier ends a chunk.
+    pub fn decay_tiles(&self) -> usize {
+        if self.takes_turns() { 1 } else { 2 }
+    }
+
+    /// Whether `left` takes the decays of its rows on its way to shared memory. Else the outputs take it, for
+    /// which matrices have to become pairs; the dot products want them so anyway.
+    pub fn scales_left(&self) -> bool {
+        self.takes_turns() && self.decay == Decay::Rows && !self.dots
     }
 
     /// Shares of the planes in `dots`.
@@ -473,7 +492,7 @@ mod tests {
         let planes = |count, reversed| {
             let shape = WalkShape::new(dims, Instruction::Cmma, &limits, count, reversed);
             let (values, keys) = (WalkSpec::values(shape), WalkSpec::keys(shape));
-            assert!(values.shared_memory(2).max(keys.shared_memory(2)) <= limits.shared_memory);
+            assert!(values.shared_memory().max(keys.shared_memory()) <= limits.shared_memory);
             (values.column_planes, keys.column_planes)
         };
         assert_eq!((planes(8, false), planes(8, true)), ((8, 8), (8, 8)));
