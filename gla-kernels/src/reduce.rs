@@ -40,7 +40,8 @@ pub(crate) fn gla_reduce_heads_kernel<I: Float, O: Float, N: Size>(
     if first >= vectors {
         terminate!();
     }
-    let across = comptime!(over.width / N::value());
+    let size = N::value();
+    let across = comptime!(over.width / size);
     let part_len = vectors * comptime!(over.group * over.inner);
     let mut sums = Array::<Vector<f32, N>>::new(EACH);
     let mut starts = Array::<usize>::new(EACH);
