@@ -5,7 +5,7 @@
 //! whose elements no kernel sees but through shared memory. The kernels know one layout, that of
 //! `mma`: a plane of 32 lanes holds a 16 x 16 accumulator as four pairs of neighbouring columns a lane,
 //! pair `2 n + half` in row `lane / 4 + 8 half` and columns `8 n + 2 (lane % 4)` and the next.
-//! [`Acc::add_to`] gives them, [`Right::of_pairs`] takes them: at no cost with `mma`, through a scratch of
+//! [`add_to`] gives them, [`Right::of_pairs`] takes them: at no cost with `mma`, through a scratch of
 //! the plane with `cmma`.
 
 use cubecl::cmma::{self, Matrix, MatrixIdent, MatrixLayout, MmaDefinition};
@@ -53,41 +53,63 @@ pub enum Acc {
 /// Pairs between the rows of a plane's scratch: no more than there are, shared memory is short.
 const PITCH: usize = 8;
 
+/// Blocks that a plane passes between registers and matrices at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Slots {
+    /// Accumulators.
+    pub floats: usize,
+    /// Operands.
+    pub halves: usize,
+}
+
+impl Slots {
+    /// Bytes of shared memory for so many planes and operands of two bytes; more for operands if that is
+    /// what `least` pairs of them take.
+    pub const fn bytes(self, planes: usize, least: usize, by: Instruction) -> usize {
+        match by {
+            Instruction::Cmma => {
+                let (floats, halves) = (planes * self.floats * BLOCK, self.halves(planes, least));
+                32 + 8 * floats + 4 * halves
+            }
+            _ => 32,
+        }
+    }
+
+    const fn halves(self, planes: usize, least: usize) -> usize {
+        let own = planes * self.halves * BLOCK;
+        if own < least { least } else { own }
+    }
+}
+
+/// Pairs of a block.
+const BLOCK: usize = 16 * PITCH;
+
 /// What a plane passes between registers and matrices through: nothing with `mma`.
 #[derive(CubeType)]
 pub struct Scratch<E: Float> {
     floats: Shared<[Pair<f32>]>,
     /// For [`Right::of_pairs`]; a kernel may use them for its own in between.
     pub halves: Shared<[Pair<E>]>,
-}
-
-/// Pairs of operands that so many planes pass through a [`Scratch`].
-pub const fn scratch_halves(planes: usize) -> usize {
-    planes * 16 * PITCH
-}
-
-/// Bytes of [`Scratch`] for so many planes and pairs of operands of two bytes.
-pub const fn scratch_bytes(planes: usize, halves: usize, by: Instruction) -> usize {
-    match by {
-        Instruction::Cmma => 32 + planes * 2 * 16 * PITCH * 4 + 2 * 2 * halves,
-        _ => 32,
-    }
+    #[cube(comptime)]
+    slots: Slots,
 }
 
 #[cube]
 impl<E: Float> Scratch<E> {
-    /// For so many planes, and so many pairs of operands: [`scratch_halves`] for [`Right::of_pairs`].
+    /// For so many planes; at least so many pairs of operands.
     pub fn new(
         #[comptime] planes: usize,
-        #[comptime] halves: usize,
+        #[comptime] slots: Slots,
+        #[comptime] least: usize,
         #[comptime] by: Instruction,
     ) -> Self {
         let used = comptime!(by == Instruction::Cmma);
-        let floats = comptime!(if used { planes * 16 * PITCH } else { 1 });
-        let halves = comptime!(if used { halves.max(1) } else { 1 });
+        let floats = comptime!(if used { planes * slots.floats * BLOCK } else { 1 });
+        let halves = comptime!(if used { slots.halves(planes, least).max(1) } else { 1 });
         Scratch::<E> {
             floats: Shared::new_aligned_slice(floats, 16usize),
             halves: Shared::new_aligned_slice(halves, 16usize),
+            slots,
         }
     }
 }
@@ -97,12 +119,6 @@ impl<E: Float> Scratch<E> {
 fn place(#[comptime] i: usize) -> (usize, usize) {
     let lane = UNIT_POS_PLANE as usize;
     (lane / 4 + comptime!(8 * (i % 2)), lane % 4 + comptime!(4 * (i / 2)))
-}
-
-/// The plane's own part of a scratch with so many pairs between its rows.
-#[cube]
-fn own_rows(#[comptime] stride: usize) -> usize {
-    (UNIT_POS as usize / 32) * comptime!(16 * stride)
 }
 
 /// The registers of a block that is read transposed or not. Each eight lanes point at one 8 x 8 matrix, so
@@ -242,39 +258,47 @@ impl<E: Float> Right<E> {
         }
     }
 
-    /// Of the transpose of the block that the four pairs from `first` are, rounded.
+    /// Of the transposes of as many blocks, four pairs each, rounded: no more than the scratch has slots.
     pub fn of_pairs(
         pairs: &Array<Pair<f32>>,
-        first: usize,
         scratch: &mut Scratch<E>,
+        #[comptime] count: usize,
         #[comptime] by: Instruction,
-    ) -> Self {
+    ) -> Sequence<Self> {
+        let mut out = Sequence::<Right<E>>::new();
         if comptime!(by == Instruction::Cmma) {
-            let own = own_rows(PITCH);
+            let own = (UNIT_POS as usize / 32) * comptime!(scratch.slots.halves * BLOCK);
             #[unroll]
-            for i in 0..4usize {
-                let (row, column) = place(i);
-                scratch.halves[own + row * PITCH + column] = Vector::cast_from(pairs[first + i]);
+            for n in 0..count {
+                #[unroll]
+                for i in 0..4usize {
+                    let (row, column) = place(i);
+                    let at = own + n * BLOCK + row * PITCH + column;
+                    scratch.halves[at] = Vector::cast_from(pairs[comptime!(4 * n + i)]);
+                }
             }
             sync_plane();
-            let at = own * 2;
-            let x = load_matrix::<E, Const<2>>(
-                &scratch.halves,
-                at,
-                comptime!(2 * PITCH),
-                MatrixIdent::B,
-                true,
-            );
+            #[unroll]
+            for n in 0..count {
+                let at = (own + n * BLOCK) * 2;
+                let stride = comptime!(2 * PITCH);
+                let halves = &scratch.halves;
+                let x = load_matrix::<E, Const<2>>(halves, at, stride, MatrixIdent::B, true);
+                out.push(Right::<E>::new_Cmma(x));
+            }
             sync_plane();
-            Right::<E>::new_Cmma(x)
         } else {
-            let mut quad = Array::<Pair<E>>::new(4usize);
             #[unroll]
-            for i in 0..4usize {
-                quad[i] = Vector::cast_from(pairs[first + comptime!(2 * (i % 2) + i / 2)]);
+            for n in 0..count {
+                let mut quad = Array::<Pair<E>>::new(4usize);
+                #[unroll]
+                for i in 0..4usize {
+                    quad[i] = Vector::cast_from(pairs[comptime!(4 * n + 2 * (i % 2) + i / 2)]);
+                }
+                out.push(Right::<E>::new_Mma(quad));
             }
-            Right::<E>::new_Mma(quad)
         }
+        out
     }
 }
 
@@ -307,37 +331,6 @@ impl Acc {
                 own[i] = pairs[first + i];
             }
             Acc::new_Mma(own)
-        }
-    }
-
-    /// Ends what [`Acc::onto`] began.
-    pub fn add_to<E: Float>(
-        &self,
-        pairs: &mut Array<Pair<f32>>,
-        first: usize,
-        scratch: &mut Scratch<E>,
-    ) {
-        match self {
-            Acc::Mma(own) =>
-            {
-                #[unroll]
-                for i in 0..4usize {
-                    pairs[first + i] = own[i];
-                }
-            }
-            Acc::Cmma(x) => {
-                let own = own_rows(PITCH);
-                let len = scratch.floats.len();
-                let stride = comptime!(2 * PITCH as u32);
-                cmma::store(&mut scratch.floats[own..len], x, stride, MatrixLayout::RowMajor);
-                sync_plane();
-                #[unroll]
-                for i in 0..4usize {
-                    let (row, column) = place(i);
-                    pairs[first + i] += scratch.floats[own + row * PITCH + column];
-                }
-                sync_plane();
-            }
         }
     }
 
@@ -395,6 +388,65 @@ impl Acc {
                 }
             }
         }
+    }
+}
+
+/// Ends what [`Acc::onto`] began: of all `sums`, whose pairs are those from `first` on.
+#[cube]
+pub fn add_to<E: Float>(
+    sums: &Sequence<Acc>,
+    pairs: &mut Array<Pair<f32>>,
+    scratch: &mut Scratch<E>,
+    #[comptime] first: usize,
+    #[comptime] by: Instruction,
+) {
+    let slots = comptime!(scratch.slots.floats);
+    let count = sums.len();
+    if comptime!(by == Instruction::Cmma) {
+        let own = (UNIT_POS as usize / 32) * comptime!(slots * BLOCK);
+        #[unroll]
+        for round in 0..comptime!(count.div_ceil(slots)) {
+            let left = comptime!((count - round * slots).min(slots));
+            #[unroll]
+            for n in 0..left {
+                let len = scratch.floats.len();
+                let to = &mut scratch.floats[own + n * BLOCK..len];
+                store_pairs(sums.index(comptime!(round * slots + n)), to);
+            }
+            sync_plane();
+            #[unroll]
+            for n in 0..left {
+                #[unroll]
+                for i in 0..4usize {
+                    let (row, column) = place(i);
+                    pairs[comptime!(first + 4 * (round * slots + n) + i)] +=
+                        scratch.floats[own + n * BLOCK + row * PITCH + column];
+                }
+            }
+            sync_plane();
+        }
+    } else {
+        #[unroll]
+        for n in 0..count {
+            match sums.index(n) {
+                Acc::Mma(own) =>
+                {
+                    #[unroll]
+                    for i in 0..4usize {
+                        pairs[comptime!(first + 4 * n + i)] = own[i];
+                    }
+                }
+                Acc::Cmma(_) => {}
+            }
+        }
+    }
+}
+
+#[cube]
+fn store_pairs(acc: &Acc, to: &mut [Pair<f32>]) {
+    match acc {
+        Acc::Mma(_) => {}
+        Acc::Cmma(x) => cmma::store(to, x, comptime!(2 * PITCH as u32), MatrixLayout::RowMajor),
     }
 }
 

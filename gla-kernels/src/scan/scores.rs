@@ -17,8 +17,8 @@ use super::stage::{Stage, fetch, held, put_any};
 use super::walk_spec::{Decay, ROWS_LEN, TOTAL};
 use super::{CHUNK, ChunkSpec, LEVELS};
 use crate::components::{
-    Acc, ChunkRows, Left, Right, Scratch, chunk_rows, decay_or_one, multiply, pair_position,
-    scratch_bytes, zero_pairs,
+    Acc, ChunkRows, Left, Right, Scratch, Slots, add_to, chunk_rows, decay_or_one, multiply,
+    pair_position, zero_pairs,
 };
 
 /// Planes that have a tile of the lower triangle: as many as it has.
@@ -27,13 +27,16 @@ pub(crate) const PLANES: usize = 10;
 /// Units of a cube.
 pub const UNITS: usize = 32 * PLANES;
 
+/// A tile is what a plane has.
+const SLOTS: Slots = Slots { floats: 1, halves: 0 };
+
 /// Row stride of the pairs' products: all rows of a column in different banks.
 const PAIRS: usize = CHUNK + 1;
 
 /// Bytes of shared memory for elements of `size` bytes.
 pub const fn shared_memory(spec: ChunkSpec, size: usize) -> usize {
     let floats = (LEVELS + 1) * CHUNK + CHUNK * PAIRS;
-    size * 2 * spec.tile() + 4 * floats + scratch_bytes(PLANES, 0, spec.instruction)
+    size * 2 * spec.tile() + 4 * floats + SLOTS.bytes(PLANES, 0, spec.instruction)
 }
 
 /// * `q`: `[rows, H, K]`, `k`: `[rows, Hk, K]`, `v`: `[rows, Hk, V]`, `d_o`: `[rows, H, V]`
@@ -61,7 +64,7 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size, T: Si
     #[comptime] backward: bool,
     #[define(E, G)] _dtypes: [ElemType; 2],
 ) {
-    let dims = comptime!(spec.dims);
+    let (dims, by) = comptime!((spec.dims, spec.instruction));
     let task = CUBE_POS;
     if task >= tasks {
         terminate!();
@@ -75,7 +78,7 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size, T: Si
     let size = T::value();
     let mut staged =
         Shared::<[Vector<E, T>]>::new_aligned_slice(comptime!(2 * spec.tile() / size), 16usize);
-    let mut scratch = Scratch::<E>::new(PLANES, 0usize, comptime!(spec.instruction));
+    let mut scratch = Scratch::<E>::new(PLANES, SLOTS, 0usize, by);
     let mut edges = Shared::<[f32]>::new_slice(comptime!(LEVELS * CHUNK));
     let mut own = Shared::<[f32]>::new_slice(CHUNK);
     let pairs_len = comptime!(if backward && gated { CHUNK * PAIRS } else { 1 });
@@ -107,7 +110,7 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size, T: Si
     let mut acc = zero_pairs(4usize);
     let sums =
         row_products::<E, N, T>(q, k, &mut staged, &rows, head, scale, false, from_q, from_k, spec);
-    sums.index(0usize).add_to::<E>(&mut acc, 0usize, &mut scratch);
+    add_to::<E>(&sums, &mut acc, &mut scratch, 0usize, by);
     let mut acc_grad = zero_pairs(4usize);
     if comptime!(backward) {
         let from_do = comptime!(Stage::slice(spec, dims.heads, dims.value_dim, UNITS));
@@ -124,7 +127,7 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size, T: Si
             from_v,
             spec,
         );
-        sums.index(0usize).add_to::<E>(&mut acc_grad, 0usize, &mut scratch);
+        add_to::<E>(&sums, &mut acc_grad, &mut scratch, 0usize, by);
     }
 
     let (t, s) = lower_tile(unit / 32);

@@ -178,14 +178,18 @@ pub(crate) fn held_factors<N: Size>(
     comptime!(if factors == Factors::None { 1 } else { vectors })
 }
 
-/// Reads the factors of a unit's share of a tile into registers.
+/// Where the line of a chunk's and head's rows' decays begins.
 #[cube]
-#[allow(clippy::too_many_arguments)]
+pub(crate) fn rows_line(chunk: usize, head: usize, #[comptime] heads: usize) -> usize {
+    (chunk * heads + head) * ROWS_LEN
+}
+
+/// Reads the factors of a unit's share of a tile into registers, from where a line of rows' decays begins.
+#[cube]
 pub(crate) fn fetch_factors<N: Size>(
     decays: &[f32],
+    line: usize,
     out: &mut Array<f32>,
-    chunk: usize,
-    head: usize,
     scale: f32,
     #[comptime] factors: Factors,
     #[comptime] from: Stage,
@@ -195,12 +199,11 @@ pub(crate) fn fetch_factors<N: Size>(
         _ => (0, false),
     });
     if comptime!(factors != Factors::None) {
-        let line = (chunk * comptime!(from.own_heads * from.group) + head) * ROWS_LEN + first;
         #[unroll]
         for n in 0..held::<N>(from) {
             if by_rows {
                 let (row, _column) = place::<N>(n, from);
-                out[n] = decays[line + select(row < CHUNK, row, 0usize)];
+                out[n] = decays[line + first + select(row < CHUNK, row, 0usize)];
             } else {
                 out[n] = scale;
             }

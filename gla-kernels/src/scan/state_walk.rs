@@ -16,14 +16,17 @@ use cubecl::prelude::*;
 use super::CHUNK;
 use super::stage::{
     DecayLine, Stage, fetch, fetch_decays, fetch_factors, held, held_factors, put, put_decays,
-    scale_rows,
+    rows_line, scale_rows,
 };
 use super::walk_spec::{Decay, ROWS_LEN, TOTAL, WalkShape, operands};
 use crate::Instruction;
 use crate::components::{
-    Acc, Left, Pair, Right, Scratch, chunk_rows, multiply, pair_position, scratch_bytes,
+    Acc, Left, Pair, Right, Scratch, Slots, add_to, chunk_rows, multiply, pair_position,
     step_chunk, zero_pairs,
 };
+
+/// One accumulator at a time.
+const SLOTS: Slots = Slots { floats: 1, halves: 0 };
 
 /// What a state walk is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,14 +62,14 @@ impl StateSpec {
     pub(crate) fn new(shape: WalkShape) -> Self {
         let WalkShape { dims, instruction, reversed, .. } = shape;
         let [q, k, depth_width] = operands(dims);
-        // blocks of a plane, and planes of a cube
-        let (blocks, planes) = match instruction {
+        // blocks of a plane, planes of a cube, and how many of those lie along the values
+        let (blocks, planes, across) = match instruction {
             // 16 planes: more leave a unit less than the 128 registers that this takes
-            Instruction::Mma => ((4, 2), 16),
-            _ => ((2, 2), 4),
+            Instruction::Mma => ((4, 2), 16, 4),
+            _ => ((2, 4), 8, 2),
         };
         let planes = planes.min(shape.units / 32);
-        let depth_planes = depth_width.div_ceil(16 * blocks.0).min(if planes > 8 { 4 } else { 2 });
+        let depth_planes = depth_width.div_ceil(16 * blocks.0).min((planes / across).max(1));
         let with = |column_planes| StateSpec {
             heads: dims.heads,
             update_heads: if reversed { q } else { k },
@@ -117,9 +120,17 @@ impl StateSpec {
 
     /// Bytes of shared memory.
     pub fn shared_memory(&self) -> usize {
-        let tiles = 2 * CHUNK * (self.depth() + 8 + self.columns() + 8);
-        let scratch = scratch_bytes(self.units() / 32, 0, self.instruction);
-        2 * tiles + 4 * 2 * self.decay_line().len + scratch
+        let tiles = self.buffers() * CHUNK * (self.depth() + 8 + self.columns() + 8);
+        let scratch = SLOTS.bytes(self.units() / 32, 0, self.instruction);
+        2 * tiles + 4 * self.buffers() * self.decay_line().len + scratch
+    }
+
+    /// Chunks in shared memory: two save a barrier; with matrices, one twice as wide.
+    pub const fn buffers(&self) -> usize {
+        match self.instruction {
+            Instruction::Cmma => 1,
+            _ => 2,
+        }
     }
 
     /// The piece of a chunk's decays that a cube reads.
@@ -185,14 +196,15 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     let plane_row = (plane / spec.column_planes) * comptime!(16 * depth_blocks);
 
     let (deep, wide) = (D::value(), C::value());
+    let buffers = comptime!(spec.buffers());
     let update_len = comptime!(CHUNK * depth_stride / deep);
     let right_len = comptime!(CHUNK * column_stride / wide);
     let mut update_tiles =
-        Shared::<[Vector<E, D>]>::new_aligned_slice(comptime!(2 * update_len), 16usize);
+        Shared::<[Vector<E, D>]>::new_aligned_slice(comptime!(buffers * update_len), 16usize);
     let mut right_tiles =
-        Shared::<[Vector<E, C>]>::new_aligned_slice(comptime!(2 * right_len), 16usize);
-    let mut decay_tiles = Shared::<[f32]>::new_slice(comptime!(2 * decay_len));
-    let mut scratch = Scratch::<E>::new(comptime!(units / 32), 0usize, by);
+        Shared::<[Vector<E, C>]>::new_aligned_slice(comptime!(buffers * right_len), 16usize);
+    let mut decay_tiles = Shared::<[f32]>::new_slice(comptime!(buffers * decay_len));
+    let mut scratch = Scratch::<E>::new(comptime!(units / 32), SLOTS, 0usize, by);
 
     let mut next_update = Array::<Vector<E, D>>::new(held::<D>(from_update));
     let mut next_right = Array::<Vector<E, C>>::new(held::<C>(from_right));
@@ -209,11 +221,18 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
         let rows = chunk_rows(table, num_lines, chunk);
         fetch::<E, D>(update, &mut next_update, &rows, head, depth0, from_update);
         fetch::<E, C>(right, &mut next_right, &rows, head, column0, from_right);
-        fetch_factors::<C>(decays, &mut next_factors, chunk, head, scale, factors, from_right);
+        fetch_factors::<C>(
+            decays,
+            rows_line(chunk, head, spec.heads),
+            &mut next_factors,
+            scale,
+            factors,
+            from_right,
+        );
         fetch_decays(decays, &mut next_decays, chunk, head, decay0, decay_line);
     }
     for step in 0..count {
-        let half = step % 2;
+        let half = step % buffers;
         let (update_at, right_at, decay_at) =
             (half * update_len, half * right_len, half * decay_len);
         let chunk = step_chunk(first_chunk, count, step, spec.reversed);
@@ -233,7 +252,14 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
         let next_rows = chunk_rows(table, num_lines, next_chunk);
         fetch::<E, D>(update, &mut next_update, &next_rows, head, depth0, from_update);
         fetch::<E, C>(right, &mut next_right, &next_rows, head, column0, from_right);
-        fetch_factors::<C>(decays, &mut next_factors, next_chunk, head, scale, factors, from_right);
+        fetch_factors::<C>(
+            decays,
+            rows_line(next_chunk, head, spec.heads),
+            &mut next_factors,
+            scale,
+            factors,
+            from_right,
+        );
         fetch_decays(decays, &mut next_decays, next_chunk, head, decay0, decay_line);
 
         #[unroll]
@@ -274,9 +300,9 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
                 }
             }
         }
-        #[unroll]
-        for n in 0..blocks {
-            sums.index(n).add_to::<E>(&mut state, comptime!(4 * n), &mut scratch);
+        add_to::<E>(&sums, &mut state, &mut scratch, 0usize, by);
+        if comptime!(buffers == 1) {
+            sync_cube();
         }
     }
 

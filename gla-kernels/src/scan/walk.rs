@@ -39,13 +39,14 @@ use super::gate_terms::{dot_rows, leave_state, multiply_states, pairs_in_place, 
 use super::intra::{add_intra, fetch_blocks, held_blocks, put_blocks};
 use super::outputs::{stage_pairs, write_pairs, write_staged};
 use super::stage::{
-    Factors, fetch, fetch_decays, fetch_factors, held, held_factors, put, put_decays, scale_rows,
+    Factors, fetch, fetch_decays, fetch_factors, held, held_factors, put, put_decays, rows_line,
+    scale_rows,
 };
 use super::walk_spec::{Decay, Intra, KeyAxis, TOTAL, Trace, WalkSpec};
 use crate::Instruction;
 use crate::components::{
-    Acc, ChunkRows, Left, Pair, Right, Scratch, chunk_rows, multiply, pair_position, scaled,
-    step_chunk, zero_pairs,
+    Acc, ChunkRows, Left, Pair, Right, Scratch, add_to, chunk_rows, multiply, pair_position,
+    scaled, step_chunk, zero_pairs,
 };
 
 /// * `left`, `update`: `[rows, heads of each, depth_width]`; `right`: `[rows, its heads, width]`
@@ -153,8 +154,12 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         comptime!(spec.pairs_len().div_ceil(across)),
         16usize,
     );
-    let mut scratch =
-        Scratch::<E>::new(comptime!(units / 32), comptime!(spec.scratch_halves()), by);
+    let mut scratch = Scratch::<E>::new(
+        comptime!(units / 32),
+        comptime!(spec.slots()),
+        comptime!(spec.least_halves()),
+        by,
+    );
     let mut out_tile = Shared::<[f32]>::new_aligned_slice(comptime!(spec.out_tile_len()), 16usize);
     let mut dot_tile = Shared::<[f32]>::new_slice(comptime!(spec.dots_len()));
     let decay_len = comptime!(spec.decay_len());
@@ -207,7 +212,14 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         let chunk = step_chunk(first_chunk, count, 0usize, spec.reversed);
         let rows = chunk_rows(table, num_sequences, chunk);
         fetch::<E, D>(left, &mut next_left, &rows, head, depth0, from_left);
-        fetch_factors::<D>(decays, &mut left_factors, chunk, head, scale, of_left, from_left);
+        fetch_factors::<D>(
+            decays,
+            rows_line(chunk, head, spec.heads),
+            &mut left_factors,
+            scale,
+            of_left,
+            from_left,
+        );
         fetch::<E, C>(right, &mut next_right, &rows, head, column0, from_right);
         if comptime!(has_intra && !takes_turns) {
             let pairs = pairs_of(chunk, head, spec);
@@ -259,15 +271,6 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         // as the products with `left` cover
         if takes_turns {
             fetch::<E, D>(update, &mut next_update, &rows, head, depth0, from_update);
-            fetch_factors::<D>(
-                decays,
-                &mut update_factors,
-                chunk,
-                head,
-                scale,
-                of_right,
-                from_update,
-            );
             if has_intra {
                 fetch_blocks::<E, I>(intra, &mut next_intra, chunk, head, spec);
             }
@@ -278,35 +281,38 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         for _m in 0..4usize {
             sums.push(Acc::zero(by));
         }
+        // the state, and what rounding took off it
+        let terms = comptime!(if spec.precise { 2 } else { 1 });
+        let (depth_blocks, slots) = comptime!((plane_depth / 16, spec.slots()));
+        let at_once = comptime!((slots.halves / terms).max(1));
         #[unroll]
-        for d in 0..comptime!(plane_depth / 16) {
-            // the state, and what rounding took off it
-            let mut terms = Sequence::<Right<E>>::new();
-            let mut own = zero_pairs(4usize);
+        for round in 0..comptime!(depth_blocks.div_ceil(at_once)) {
+            let count = comptime!((depth_blocks - round * at_once).min(at_once));
+            let mut own = zero_pairs(comptime!(4 * terms * count));
             #[unroll]
-            for i in 0..4usize {
-                own[i] = state[4 * d + i];
+            for n in 0..comptime!(4 * count) {
+                let pair = state[comptime!(4 * round * at_once + n)];
+                let at = comptime!(n / 4 * 4 * terms + n % 4);
+                own[at] = pair;
                 if scales_state {
-                    own[i] *= Vector::new(scale);
+                    own[at] *= Vector::new(scale);
+                }
+                if comptime!(spec.precise) {
+                    own[at + 4] = pair - Vector::cast_from(Pair::<E>::cast_from(pair));
                 }
             }
-            terms.push(Right::<E>::of_pairs(&own, 0usize, &mut scratch, by));
-            if comptime!(spec.precise) {
-                let mut rests = zero_pairs(4usize);
-                #[unroll]
-                for i in 0..4usize {
-                    let rounded = Pair::<E>::cast_from(state[4 * d + i]);
-                    rests[i] = state[4 * d + i] - Vector::cast_from(rounded);
-                }
-                terms.push(Right::<E>::of_pairs(&rests, 0usize, &mut scratch, by));
-            }
+            let rights = Right::<E>::of_pairs(&own, &mut scratch, comptime!(terms * count), by);
             #[unroll]
-            for m in 0..4usize {
-                let (row, col) = (m * 16, plane_row + d * 16);
-                let left = Left::<E>::load(&left_tile, row, col, depth_stride, false, by);
+            for d in 0..count {
                 #[unroll]
-                for term in 0..comptime!(if spec.precise { 2 } else { 1 }) {
-                    multiply::<E>(&left, terms.index(term), sums.index_mut(m));
+                for m in 0..4usize {
+                    let (row, col) = (m * 16, plane_row + (round * at_once + d) * 16);
+                    let left = Left::<E>::load(&left_tile, row, col, depth_stride, false, by);
+                    #[unroll]
+                    for term in 0..terms {
+                        let right = rights.index(comptime!(d * terms + term));
+                        multiply::<E>(&left, right, sums.index_mut(m));
+                    }
                 }
             }
         }
@@ -314,10 +320,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         // what is done to the products with the state alone wants them in registers
         let early = comptime!(by_rows && !scales_left || by != Instruction::Cmma);
         if early {
-            #[unroll]
-            for m in 0..4usize {
-                sums.index(m).add_to::<E>(&mut acc, 4 * m, &mut scratch);
-            }
+            add_to::<E>(&sums, &mut acc, &mut scratch, 0usize, by);
         }
         if comptime!(by_rows && !scales_left) {
             #[unroll]
@@ -346,6 +349,14 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         let column = column0 + plane_column;
         if takes_turns {
             sync_cube();
+            fetch_factors::<D>(
+                &decay_tiles,
+                0usize,
+                &mut update_factors,
+                scale,
+                of_right,
+                from_update,
+            );
             scale_rows::<E, D>(&mut next_update, &update_factors, of_right, from_update);
             put::<E, D>(&next_update, &mut left_tile, rows.len, depth0, from_update);
             if has_intra {
@@ -361,10 +372,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
                     plane_column,
                     spec,
                 );
-                #[unroll]
-                for m in 0..4usize {
-                    sums.index(m).add_to::<E>(&mut acc, 4 * m, &mut scratch);
-                }
+                add_to::<E>(&sums, &mut acc, &mut scratch, 0usize, by);
             }
             stage_pairs(&acc, &mut out_tile, depth_plane, plane_column, spec);
             put::<E, D>(&next_update, &mut update_tile, rows.len, depth0, from_update);
@@ -395,7 +403,14 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         sync_cube();
 
         fetch::<E, D>(left, &mut next_left, &next_rows, head, depth0, from_left);
-        fetch_factors::<D>(decays, &mut left_factors, next_chunk, head, scale, of_left, from_left);
+        fetch_factors::<D>(
+            decays,
+            rows_line(next_chunk, head, spec.heads),
+            &mut left_factors,
+            scale,
+            of_left,
+            from_left,
+        );
         fetch::<E, C>(right, &mut next_right, &next_rows, head, column0, from_right);
         if comptime!(has_intra && !takes_turns) {
             let pairs = pairs_of(next_chunk, head, spec);
@@ -438,9 +453,8 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
                     sums.index(m).write::<O, W>(out, at, stride, false, rounds_out);
                 }
             } else {
-                #[unroll]
-                for m in 0..comptime!(if early && !has_intra { 0 } else { 4 }) {
-                    sums.index(m).add_to::<E>(&mut acc, 4 * m, &mut scratch);
+                if comptime!(!early || has_intra) {
+                    add_to::<E>(&sums, &mut acc, &mut scratch, 0usize, by);
                 }
                 write_pairs::<O, W>(&acc, out, line, column, rows.len, spec);
             }
@@ -474,19 +488,26 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
             }
         }
         #[unroll]
-        for d in 0..comptime!(plane_depth / 16) {
-            let mut sum = Acc::onto(&state, 4 * d, by);
+        for round in 0..comptime!(depth_blocks.div_ceil(slots.floats)) {
+            let first = comptime!(round * slots.floats);
+            let count = comptime!((depth_blocks - first).min(slots.floats));
+            let mut sums = Sequence::<Acc>::new();
             #[unroll]
-            for s in 0..4usize {
-                let (row, col) = (s * 16, plane_row + d * 16);
-                let right = if takes_turns {
-                    Right::<E>::load(&left_tile, row, col, depth_stride, false, by)
-                } else {
-                    Right::<E>::load(&update_tile, row, col, depth_stride, false, by)
-                };
-                multiply::<E>(lefts.index(s), &right, &mut sum);
+            for d in 0..count {
+                let mut sum = Acc::onto(&state, comptime!(4 * (first + d)), by);
+                #[unroll]
+                for s in 0..4usize {
+                    let (row, col) = (s * 16, plane_row + (first + d) * 16);
+                    let right = if takes_turns {
+                        Right::<E>::load(&left_tile, row, col, depth_stride, false, by)
+                    } else {
+                        Right::<E>::load(&update_tile, row, col, depth_stride, false, by)
+                    };
+                    multiply::<E>(lefts.index(s), &right, &mut sum);
+                }
+                sums.push(sum);
             }
-            sum.add_to::<E>(&mut state, 4 * d, &mut scratch);
+            add_to::<E>(&sums, &mut state, &mut scratch, comptime!(4 * first), by);
         }
         if takes_turns {
             sync_cube();

@@ -3,7 +3,7 @@
 use super::intra::BLOCK_PAIRS;
 use super::stage::{DecayLine, Factors, Stage};
 use super::{CHUNK, padded};
-use crate::components::{scratch_bytes, scratch_halves};
+use crate::components::Slots;
 use crate::{DeviceLimits, Dims, GateKind, Instruction};
 
 /// Which side of the state the key channels, and with them the decay, lie on.
@@ -381,7 +381,7 @@ impl WalkSpec {
         let deep = self.left_len() + self.update_len();
         let wide = CHUNK * (self.columns() + 8);
         let floats = self.out_tile_len() + self.dots_len() + self.decay_tiles() * self.decay_len();
-        let scratch = scratch_bytes(self.units() / 32, self.scratch_halves(), self.instruction);
+        let scratch = self.slots().bytes(self.units() / 32, self.least_halves(), self.instruction);
         2 * (deep + wide + self.pairs_len()) + 4 * floats + scratch
     }
 
@@ -397,10 +397,19 @@ impl WalkSpec {
         if own { CHUNK * (CHUNK + 8) } else { 8 }
     }
 
-    /// Pairs of the scratch, which has the intra-chunk matrix too where tiles take turns.
-    pub fn scratch_halves(&self) -> usize {
-        let pairs = if self.intra == Intra::None { 0 } else { BLOCK_PAIRS };
-        scratch_halves(self.units() / 32).max(pairs)
+    /// Blocks in the scratch of a plane.
+    pub fn slots(&self) -> Slots {
+        let terms = if self.precise { 2 } else { 1 };
+        match self.takes_turns() && self.column_planes <= 4 {
+            true => Slots { floats: 2, halves: 4 },
+            // as few as there are: of wide cubes shared memory is full, and `mma` passes nothing through it
+            false => Slots { floats: 1, halves: terms },
+        }
+    }
+
+    /// Pairs of the scratch at least: it has the intra-chunk matrix too where tiles take turns.
+    pub fn least_halves(&self) -> usize {
+        if self.intra == Intra::None { 0 } else { BLOCK_PAIRS }
     }
 
     /// Pieces of decays in shared memory: this chunk's, and the next one's where no barrier ends a chunk.
