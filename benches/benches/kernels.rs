@@ -23,6 +23,7 @@ use gla_kernels::{
     BackwardArgs, Dims, ForwardArgs, GateKind, Plan, Problem, RecurrentArgs, Sequences, Strategy,
 };
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 #[derive(Parser)]
 struct Args {
@@ -108,10 +109,10 @@ fn client(name: &str) -> Result<Client> {
 
 fn upload(client: &Client, values: &[f32], dtype: ElemType) -> Handle {
     if dtype == bf16::elem_type_native() {
-        let x: Vec<bf16> = values.iter().map(|&x| bf16::from_f32(x)).collect();
+        let x: Vec<bf16> = values.par_iter().map(|&x| bf16::from_f32(x)).collect();
         client.create_from_slice(bf16::as_bytes(&x))
     } else if dtype == f16::elem_type_native() {
-        let x: Vec<f16> = values.iter().map(|&x| f16::from_f32(x)).collect();
+        let x: Vec<f16> = values.par_iter().map(|&x| f16::from_f32(x)).collect();
         client.create_from_slice(f16::as_bytes(&x))
     } else {
         client.create_from_slice(f32::as_bytes(values))
@@ -121,9 +122,9 @@ fn upload(client: &Client, values: &[f32], dtype: ElemType) -> Handle {
 fn read(client: &Client, handle: Handle, dtype: ElemType) -> Result<Vec<f32>> {
     let bytes = client.read_one(handle).map_err(|e| anyhow::anyhow!("launch failed: {e:?}"))?;
     Ok(if dtype == bf16::elem_type_native() {
-        bf16::from_bytes(&bytes).iter().map(|x| x.to_f32()).collect()
+        bf16::from_bytes(&bytes).par_iter().map(|x| x.to_f32()).collect()
     } else if dtype == f16::elem_type_native() {
-        f16::from_bytes(&bytes).iter().map(|x| x.to_f32()).collect()
+        f16::from_bytes(&bytes).par_iter().map(|x| x.to_f32()).collect()
     } else {
         f32::from_bytes(&bytes).to_vec()
     })
@@ -131,15 +132,17 @@ fn read(client: &Client, handle: Handle, dtype: ElemType) -> Result<Vec<f32>> {
 
 /// Deterministic noise in -1..1 that looks like nothing in particular.
 fn noise(len: usize, seed: u32) -> Vec<f32> {
-    let mut x = seed.wrapping_mul(2654435761).max(1);
-    (0..len)
-        .map(|_| {
+    let mut values = vec![0.0; len];
+    values.par_chunks_mut(1 << 16).enumerate().for_each(|(n, piece)| {
+        let mut x = (16 * n as u32 + seed).wrapping_mul(2654435761).max(1);
+        for value in piece {
             x ^= x << 13;
             x ^= x >> 17;
             x ^= x << 5;
-            x as f32 / u32::MAX as f32 * 2.0 - 1.0
-        })
-        .collect()
+            *value = x as f32 / u32::MAX as f32 * 2.0 - 1.0;
+        }
+    });
+    values
 }
 
 fn elem_type(name: &str) -> Result<ElemType> {
@@ -208,6 +211,12 @@ fn main() -> Result<()> {
     let ceilings = Ceilings { gbps: copy_gbps(&client)?, tflops: peers.matmul_tflops() };
     println!("copy: {:.0} GB/s; matrix product: {:?} TFLOP/s", ceilings.gbps, ceilings.tflops);
     let mut rows = Vec::new();
+    // what is measured is kept, should the run end early
+    let keep = |rows: &mut Vec<Row>, row: Row| {
+        println!("{row}");
+        rows.push(row);
+        args.out.as_deref().map_or(Ok(()), |path| gla_benches::write_rows(path, rows))
+    };
     for (shape, gate) in runs {
         let problem = problem(shape, gate_kind(&gate)?, elem_type(&args.dtype)?);
         // what earlier calls left in the pool is none of this one's
@@ -224,7 +233,7 @@ fn main() -> Result<()> {
                 let bytes = reserved(&client).saturating_sub(before);
                 row.peak_mib = Some(mib(bytes));
             }
-            rows.push(peers.beside(row));
+            keep(&mut rows, peers.beside(row))?;
         }
     }
     for step in &steps {
@@ -240,11 +249,8 @@ fn main() -> Result<()> {
             row.roofline = Some(share(work.floor_ms(&ceilings) / ms));
             row.plan = format!("recurrent, {state} state");
             row.instruction = "registers".into();
-            rows.push(peers.beside(row));
+            keep(&mut rows, peers.beside(row))?;
         }
-    }
-    for row in &rows {
-        println!("{row}");
     }
     if let Some(path) = &args.svg {
         let title = format!("{}, {}", client.properties().identity.name, args.dtype);
@@ -264,10 +270,7 @@ fn main() -> Result<()> {
         std::fs::write(path, gla_benches::lines(&title, &swept, &peers))
             .with_context(|| path.display().to_string())?;
     }
-    match &args.out {
-        Some(path) => gla_benches::write_rows(path, &rows),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// Bytes that the device's memory pools hold.
@@ -363,7 +366,7 @@ impl Tensors {
         let values = problem.rows() * heads * value_dim;
         let f32_type = f32::elem_type_native();
         let log_gate: Vec<f32> = noise(problem.gate_len(), 5)
-            .iter()
+            .par_iter()
             .map(|x| -(1.0 + (-2.0 * x).exp()).ln() / 16.0)
             .collect();
         Tensors {
@@ -380,8 +383,8 @@ impl Tensors {
 /// Fails if a tensor has a NaN or an infinity, or is all zero.
 fn check(client: &Client, name: &str, handle: &Handle, dtype: ElemType) -> Result<()> {
     let values = read(client, handle.clone(), dtype)?;
-    ensure!(values.iter().all(|x| x.is_finite()), "{name} has NaN or infinities");
-    ensure!(values.iter().any(|&x| x != 0.0), "{name} is all zero");
+    ensure!(values.par_iter().all(|x| x.is_finite()), "{name} has NaN or infinities");
+    ensure!(values.par_iter().any(|&x| x != 0.0), "{name} is all zero");
     Ok(())
 }
 
@@ -430,16 +433,18 @@ fn chunked(client: &Client, problem: &Problem, strategy: Strategy) -> Result<Vec
     };
     let began = Instant::now();
     let blueprint = forward()?;
+    read(client, x.state.clone(), f32_type)?;
+    let first = began.elapsed().as_secs_f64();
     backward()?;
     read(client, dh0.clone(), f32_type)?;
-    let first = began.elapsed();
+    let second = began.elapsed().as_secs_f64() - first;
     for (name, handle) in [("o", &x.o), ("dq", &dq), ("dk", &dk), ("dv", &dv)] {
         check(client, name, handle, dtype)?;
     }
     if let Some(dgate) = &dgate {
         check(client, "dgate", dgate, f32_type)?;
     }
-    println!("first call, which compiles: {:.1} s", first.as_secs_f64());
+    println!("first calls, which compile: forward {first:.1} s, backward {second:.1} s");
     let plan = format!("{:?}", blueprint.plan()).to_lowercase();
     let instruction = format!("{:?}", blueprint.instruction()).to_lowercase();
     let fwd = median_ms(client, || {

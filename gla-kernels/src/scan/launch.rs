@@ -222,7 +222,7 @@ impl Launcher<'_, ScanBlueprint> {
         let backward = grads.is_some();
         let needed = |needed: bool, len: usize| if needed { len } else { 1 };
         let pairs_len = tasks * CHUNK * CHUNK;
-        let pair_grads_len = needed(backward, pairs_len);
+        let pair_grads_len = needed(backward, pairs_len).max(2);
         let decays_len = needed(gated, tasks * ROWS_LEN);
         let dg_len = needed(gated && backward, row_heads);
         let made = Prepared {
@@ -258,8 +258,8 @@ impl Launcher<'_, ScanBlueprint> {
                 v,
                 d_o,
                 self.gate(),
-                arg(&made.pairs, pairs_len),
-                arg(&made.pair_grads, pair_grads_len),
+                arg(&made.pairs, pairs_len / 2),
+                arg(&made.pair_grads, pair_grads_len.div_ceil(2)),
                 arg(&made.decays, decays_len),
                 arg(&made.dg, dg_len),
                 self.table(),

@@ -17,7 +17,7 @@ use super::stage::{Stage, fetch, held, put_any};
 use super::walk_spec::{Decay, ROWS_LEN, TOTAL};
 use super::{CHUNK, ChunkSpec, LEVELS};
 use crate::components::{
-    Acc, ChunkRows, Left, Right, Scratch, Slots, add_to, chunk_rows, decay_or_one, multiply,
+    Acc, ChunkRows, Left, Pair, Right, Scratch, Slots, add_to, chunk_rows, decay_or_one, multiply,
     pair_position, zero_pairs,
 };
 
@@ -52,8 +52,8 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size, T: Si
     v: &[Vector<E, M>],
     d_o: &[Vector<E, M>],
     gate: &[G],
-    a: &mut [E],
-    d_a: &mut [E],
+    a: &mut [Pair<E>],
+    d_a: &mut [Pair<E>],
     decays: &mut [f32],
     dg: &mut [f32],
     table: &[u32],
@@ -134,6 +134,8 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size, T: Si
     #[unroll]
     for i in 0..4usize {
         let (r, c) = pair_position(i);
+        let mut scores = Pair::<f32>::empty();
+        let mut grads = Pair::<f32>::empty();
         #[unroll]
         for e in 0..2usize {
             let (row, col) = (t * 16 + r, s * 16 + c + e);
@@ -143,15 +145,19 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size, T: Si
                 w = scale * decay_of_pair(&edges, row, col);
             }
             let score = acc[i].extract(e) * w;
-            let to = (task * CHUNK + row) * CHUNK + col;
-            a[to] = E::cast_from(select(lower, score, f32::new(0.0)));
+            scores.insert(e, select(lower, score, f32::new(0.0)));
             if comptime!(backward) {
                 let sent = acc_grad[i].extract(e);
-                d_a[to] = E::cast_from(select(lower, sent * w, f32::new(0.0)));
+                grads.insert(e, select(lower, sent * w, f32::new(0.0)));
                 if gated && lower {
                     pairs[row * PAIRS + col] = sent * score;
                 }
             }
+        }
+        let to = ((task * CHUNK + t * 16 + r) * CHUNK + s * 16 + c) / 2;
+        a[to] = Vector::cast_from(scores);
+        if comptime!(backward) {
+            d_a[to] = Vector::cast_from(grads);
         }
     }
     if comptime!(backward && gated) {

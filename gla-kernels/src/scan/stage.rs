@@ -1,5 +1,6 @@
 //! Tiles on their way to shared memory: read into registers early, put down when there is room.
 
+use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
 use super::walk_spec::ROWS_LEN;
@@ -82,21 +83,24 @@ pub(crate) fn put<E: Float, N: Size>(
 ) {
     let size = N::value();
     let stride = comptime!((from.cols + 8) / size);
-    // most chunks are whole: a mask takes apart and joins again every element
-    if comptime!(from.fills()) && len == CHUNK {
-        #[unroll]
-        for n in 0..held::<N>(from) {
-            let (r, c) = place::<N>(n, from);
-            if r < CHUNK {
-                out[r * stride + c] = x[n];
-            }
+    let held = held::<N>(from);
+    let all_inside = comptime!((CHUNK * (from.cols / size)).is_multiple_of(from.units));
+    #[unroll]
+    for n in 0..held {
+        let (r, c) = place::<N>(n, from);
+        if all_inside {
+            out[r * stride + c] = x[n];
+        } else if r < CHUNK {
+            out[r * stride + c] = x[n];
         }
-    } else {
-        #[unroll]
-        for n in 0..held::<N>(from) {
+    }
+    // a mask would take apart and join again every element, of chunks that are whole too
+    if comptime!(!from.fills()) || len < CHUNK {
+        for n in 0..held {
             let (r, c) = place::<N>(n, from);
-            if r < CHUNK {
-                out[r * stride + c] = masked::<E, N>(x, n, len, col0, from);
+            let outside = r >= len || col0 / size + c >= comptime!(from.width / size);
+            if r < CHUNK && outside {
+                out[r * stride + c] = Vector::new(E::from_int(0));
             }
         }
     }
@@ -134,7 +138,7 @@ pub(crate) fn put_any<E: Float, N: Size, T: Size>(
 
 /// Row and column, in vectors, of the unit's vector `n`.
 #[cube]
-fn place<N: Size>(#[comptime] n: usize, #[comptime] from: Stage) -> (usize, usize) {
+fn place<N: Size>(n: usize, #[comptime] from: Stage) -> (usize, usize) {
     let size = N::value();
     let across = comptime!(from.cols / size);
     let at = UNIT_POS as usize + n * from.units;
@@ -211,19 +215,29 @@ pub(crate) fn fetch_factors<N: Size>(
     }
 }
 
-/// Multiplies a unit's share of a tile with them.
+/// Whether [`scale_rows`] may round the factors: f16 has bits enough.
+pub(crate) fn packs(dtype: ElemType) -> bool {
+    dtype == ElemType::Float(FloatKind::F16)
+}
+
+/// Multiplies a unit's share of a tile with them: in f32, or a factor rounded as the rows are if `packed`.
 #[cube]
 pub(crate) fn scale_rows<E: Float, N: Size>(
     x: &mut Array<Vector<E, N>>,
     by: &Array<f32>,
     #[comptime] factors: Factors,
+    #[comptime] packed: bool,
     #[comptime] from: Stage,
 ) {
     if comptime!(factors != Factors::None) {
         #[unroll]
         for n in 0..held::<N>(from) {
-            let product = Vector::<f32, N>::cast_from(x[n]) * Vector::new(by[n]);
-            x[n] = Vector::cast_from(product);
+            if packed {
+                x[n] *= Vector::new(E::cast_from(by[n]));
+            } else {
+                let product = Vector::<f32, N>::cast_from(x[n]) * Vector::new(by[n]);
+                x[n] = Vector::cast_from(product);
+            }
         }
     }
 }

@@ -15,8 +15,8 @@ use cubecl::prelude::*;
 
 use super::CHUNK;
 use super::stage::{
-    DecayLine, Stage, fetch, fetch_decays, fetch_factors, held, held_factors, put, put_decays,
-    rows_line, scale_rows,
+    DecayLine, Stage, fetch, fetch_decays, fetch_factors, held, held_factors, packs, put,
+    put_decays, rows_line, scale_rows,
 };
 use super::walk_spec::{Decay, ROWS_LEN, TOTAL, WalkShape, operands};
 use crate::Instruction;
@@ -166,9 +166,10 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     tasks: usize,
     scale: f32,
     #[comptime] spec: StateSpec,
-    #[define(E)] _dtype: ElemType,
+    #[define(E)] dtype: ElemType,
 ) {
     let by = comptime!(spec.instruction);
+    let packed = comptime!(packs(dtype));
     let (key_dim, value_dim) = comptime!(spec.state);
     let (depth_blocks, column_blocks) = comptime!((spec.depth_blocks, spec.column_blocks));
     let blocks = comptime!(depth_blocks * column_blocks);
@@ -241,7 +242,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
         put_decays(&next_decays, own_decays, decay0, decay_line);
         let own_updates = &mut update_tiles[update_at..update_at + update_len];
         put::<E, D>(&next_update, own_updates, rows.len, depth0, from_update);
-        scale_rows::<E, C>(&mut next_right, &next_factors, factors, from_right);
+        scale_rows::<E, C>(&mut next_right, &next_factors, factors, packed, from_right);
         let own_rights = &mut right_tiles[right_at..right_at + right_len];
         put::<E, C>(&next_right, own_rights, rows.len, column0, from_right);
         sync_cube();

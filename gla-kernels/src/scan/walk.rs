@@ -39,8 +39,8 @@ use super::gate_terms::{dot_rows, leave_state, multiply_states, pairs_in_place, 
 use super::intra::{add_intra, fetch_blocks, held_blocks, put_blocks};
 use super::outputs::{stage_pairs, write_pairs, write_staged};
 use super::stage::{
-    Factors, fetch, fetch_decays, fetch_factors, held, held_factors, put, put_decays, rows_line,
-    scale_rows,
+    Factors, fetch, fetch_decays, fetch_factors, held, held_factors, packs, put, put_decays,
+    rows_line, scale_rows,
 };
 use super::walk_spec::{Decay, Intra, KeyAxis, TOTAL, Trace, WalkSpec};
 use crate::Instruction;
@@ -82,9 +82,10 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
     #[comptime] spec: WalkSpec,
     #[comptime] has_start: bool,
     #[comptime] rounds_out: bool,
-    #[define(E, O)] _dtypes: [ElemType; 2],
+    #[define(E, O)] dtypes: [ElemType; 2],
 ) {
     let by = comptime!(spec.instruction);
+    let packed = comptime!(packs(dtypes[0]));
     let takes_turns = comptime!(spec.takes_turns());
     let plane_depth = comptime!(spec.plane_depth);
     let sharing = comptime!(spec.depth_planes);
@@ -240,7 +241,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         // of this chunk and the next in turn: the last planes to scale their state still read the
         // one when the first put down the other
         let decay_at = (step % comptime!(spec.decay_tiles())) * decay_len;
-        scale_rows::<E, D>(&mut next_left, &left_factors, of_left, from_left);
+        scale_rows::<E, D>(&mut next_left, &left_factors, of_left, packed, from_left);
         put::<E, D>(&next_left, &mut left_tile, rows.len, depth0, from_left);
         put::<E, C>(&next_right, &mut right_tile, rows.len, column0, from_right);
         if comptime!(has_intra && !takes_turns) {
@@ -357,7 +358,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
                 of_right,
                 from_update,
             );
-            scale_rows::<E, D>(&mut next_update, &update_factors, of_right, from_update);
+            scale_rows::<E, D>(&mut next_update, &update_factors, of_right, packed, from_update);
             put::<E, D>(&next_update, &mut left_tile, rows.len, depth0, from_update);
             if has_intra {
                 put_blocks::<E, I>(&next_intra, &mut scratch.halves, spec);
