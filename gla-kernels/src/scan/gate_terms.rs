@@ -8,23 +8,35 @@ use super::stage::Stage;
 use super::walk_spec::WalkSpec;
 use crate::components::{ChunkRows, Pair, pair_position};
 
-/// Writes a unit's pairs of the state, and what rounding took off them if `spec.precise`.
+/// Writes a unit's pairs of the state, and what rounding took off them if `spec.precise`: as many at a time
+/// as a vector holds.
 #[cube]
-pub(crate) fn leave_state<E: Float>(
+pub(crate) fn leave_state<E: Float, R: Size>(
     state: &Array<Pair<f32>>,
-    trace: &mut [Pair<E>],
+    trace: &mut [Vector<E, R>],
     from: usize,
     #[comptime] spec: WalkSpec,
 ) {
-    let (pairs, units) = comptime!((spec.plane_depth / 4, spec.units()));
+    let size = R::value();
+    let vectors = comptime!(spec.plane_depth / 2 / size);
+    let units = comptime!(spec.units());
     #[unroll]
-    for n in 0..pairs {
+    for n in 0..vectors {
+        let mut own = Vector::<E, R>::empty();
+        let mut rest = Vector::<E, R>::empty();
+        #[unroll]
+        for i in 0..size {
+            let number = state[comptime!((n * size + i) / 2)].extract(comptime!(i % 2));
+            let rounded = E::cast_from(number);
+            own.insert(i, rounded);
+            if comptime!(spec.precise) {
+                rest.insert(i, E::cast_from(number - f32::cast_from(rounded)));
+            }
+        }
         let at = from + n * units + UNIT_POS as usize;
-        let own = Pair::<E>::cast_from(state[n]);
         trace[at] = own;
         if comptime!(spec.precise) {
-            let rest = state[n] - Vector::cast_from(own);
-            trace[at + pairs * units] = Vector::cast_from(rest);
+            trace[at + vectors * units] = rest;
         }
     }
 }
@@ -32,27 +44,31 @@ pub(crate) fn leave_state<E: Float>(
 /// Multiplies a plane's state with what another walk left of its own and sums over the depth:
 /// `products[line + column]` of 16 columns from that of the lane on, `column` and `column + 8`.
 #[cube]
-pub(crate) fn multiply_states<E: Float>(
+pub(crate) fn multiply_states<E: Float, R: Size>(
     state: &Array<Pair<f32>>,
-    other: &Array<Pair<E>>,
+    other: &Array<Vector<E, R>>,
     products: &mut [f32],
     line: usize,
     column: usize,
     #[comptime] spec: WalkSpec,
 ) {
     let lane = UNIT_POS_PLANE as usize;
-    let pairs = comptime!(spec.plane_depth / 4);
+    let size = R::value();
+    let vectors = comptime!(spec.plane_depth / 2 / size);
     let mut sums = Array::<f32>::new(2usize);
     sums[0] = f32::new(0.0);
     sums[1] = f32::new(0.0);
     #[unroll]
-    for n in 0..pairs {
-        let mut pair = Pair::<f32>::cast_from(other[n]);
+    for n in 0..vectors {
+        let mut numbers = Vector::<f32, R>::cast_from(other[n]);
         if comptime!(spec.precise) {
-            pair += Pair::<f32>::cast_from(other[n + pairs]);
+            numbers += Vector::<f32, R>::cast_from(other[n + vectors]);
         }
-        let product = pair * state[n];
-        sums[n % 2] += product.extract(0usize) + product.extract(1usize);
+        #[unroll]
+        for i in 0..size {
+            let pair = comptime!((n * size + i) / 2);
+            sums[comptime!(pair % 2)] += numbers.extract(i) * state[pair].extract(comptime!(i % 2));
+        }
     }
     #[unroll]
     for half in 0..2usize {

@@ -358,9 +358,11 @@ impl Launcher<'_, ScanBlueprint> {
         let (deep, wide) = (self.vector(spec.depth_width), self.vector(spec.width));
         let across = if spec.takes_turns() { 2 } else { self.vector(CHUNK) };
         let (pair, written) = (wide.min(2), spec.out_vector(wide));
+        // a unit leaves a multiple of eight numbers of its state
+        let left = self.vector(8);
         let none = || self.table();
         let trace = match walk.trace {
-            Some(trace) => arg(trace, self.num_chunks * spec.heads * spec.trace_pairs()),
+            Some(trace) => arg(trace, self.num_chunks * spec.heads * spec.trace_len() / left),
             None => none(),
         };
         let products_len = spec.shares() * self.num_chunks * spec.heads * spec.padded;
@@ -388,6 +390,7 @@ impl Launcher<'_, ScanBlueprint> {
                 wide,
                 across,
                 pair,
+                left,
                 written,
                 read(walk.left, rows * spec.left_heads * spec.depth_width / deep),
                 read(walk.update, rows * spec.update_heads * spec.depth_width / deep),

@@ -141,7 +141,7 @@ pub(crate) fn scratch(
     vec![
         ("queries with their decay", row_heads * keys.padded, size),
         ("the states between segments", segments * dims.heads * dims.key_dim * dims.value_dim, 4),
-        ("the state gradients between chunks", 2 * chunk_heads * keys.trace_pairs(), size),
+        ("the state gradients between chunks", chunk_heads * keys.trace_len(), size),
         ("the matrix inside the chunks", chunk_heads * CHUNK * CHUNK, size),
         ("shares of the key gradient through the state", by_channel, size),
         shares("shares of the key gradient", dims.key_dim, key_parts),

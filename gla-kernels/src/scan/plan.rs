@@ -149,7 +149,7 @@ fn key_walks(
         dots: [scratch(spec.dots, dots_len), scratch(spec.dots, dots_len)],
         end: launcher.scratch(launcher.problem.state_len()),
     };
-    let trace = gated.then(|| launcher.scratch_like(2 * chunk_heads * spec.trace_pairs()));
+    let trace = gated.then(|| launcher.scratch_like(chunk_heads * spec.trace_len()));
     launcher.walk(
         lines,
         Walk {

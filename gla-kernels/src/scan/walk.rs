@@ -56,11 +56,20 @@ use crate::components::{
 /// * `start`, `end`: `[N, H, K, V]`; `start` is read if `has_start`
 /// * `out`: `[parts, rows, H, width]`, or `[parts, chunks, H, width, 64]` if `spec.by_channel()`; of the
 ///   type of the operands if `rounds_out`
-/// * `trace`: scratch `[chunks, H, trace_pairs]`
+/// * `trace`: scratch `[chunks, H, trace_len]`
 /// * `products`: out of `Trace::Read`, `[shares, chunks, H, padded]`
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: Size, W: Size>(
+pub(crate) fn gla_walk_kernel<
+    E: Float,
+    O: Float,
+    D: Size,
+    C: Size,
+    I: Size,
+    P: Size,
+    R: Size,
+    W: Size,
+>(
     left: &[Vector<E, D>],
     update: &[Vector<E, D>],
     right: &[Vector<E, C>],
@@ -71,7 +80,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
     end: &mut [f32],
     out: &mut [Vector<O, W>],
     dots: &mut [f32],
-    trace: &mut [Pair<E>],
+    trace: &mut [Vector<E, R>],
     products: &mut [f32],
     table: &[u32],
     num_sequences: usize,
@@ -139,6 +148,7 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
     let own_depth = depth0 + plane_row + 2 * (lane % 4);
 
     let (deep, wide, across) = (D::value(), C::value(), I::value());
+    let left_at_once = R::value();
     let mut left_tile = Shared::<[Vector<E, D>]>::new_aligned_slice(
         comptime!(spec.left_len().div_ceil(deep)),
         16usize,
@@ -250,10 +260,10 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         let own_decays = &mut decay_tiles[decay_at..decay_at + decay_len];
         put_decays(&next_decays, own_decays, decay0, decay_line);
         fetch_decays(decays, &mut next_decays, next_chunk, head, decay0, decay_line);
-        let traces = comptime!(spec.traces());
-        let trace_from = (chunk * spec.heads + head) * comptime!(spec.trace_pairs())
+        let traces = comptime!(spec.traces() / left_at_once);
+        let trace_from = (chunk * spec.heads + head) * comptime!(spec.trace_len() / left_at_once)
             + (tile * spec.parts + part) * comptime!(traces * units);
-        let mut traced = Array::<Pair<E>>::new(traces);
+        let mut traced = Array::<Vector<E, R>>::new(traces);
         if comptime!(spec.trace == Trace::Read) {
             #[unroll]
             for n in 0..traces {
@@ -381,12 +391,12 @@ pub(crate) fn gla_walk_kernel<E: Float, O: Float, D: Size, C: Size, I: Size, P: 
         }
 
         if comptime!(spec.trace == Trace::Write) {
-            leave_state::<E>(&state, trace, trace_from, spec);
+            leave_state::<E, R>(&state, trace, trace_from, spec);
         }
         if comptime!(spec.trace == Trace::Read) {
             let line = (((part * sharing + depth_plane) * num_chunks + chunk) * spec.heads + head)
                 * spec.padded;
-            multiply_states::<E>(&state, &traced, products, line, own_column, spec);
+            multiply_states::<E, R>(&state, &traced, products, line, own_column, spec);
         }
         // `right^T`; the tile is the next chunk's after the barrier
         let mut lefts = Sequence::<Left<E>>::new();

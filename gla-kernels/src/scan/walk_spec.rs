@@ -322,13 +322,13 @@ impl WalkSpec {
         self.parts * self.tiles()
     }
 
-    /// Pairs that `Trace::Write` leaves of a unit.
+    /// Numbers that `Trace::Write` leaves of a unit.
     pub const fn traces(&self) -> usize {
-        self.plane_depth / if self.precise { 2 } else { 4 }
+        self.plane_depth / if self.precise { 1 } else { 2 }
     }
 
-    /// Pairs that `Trace::Write` leaves of one chunk and head.
-    pub const fn trace_pairs(&self) -> usize {
+    /// Numbers that `Trace::Write` leaves of one chunk and head.
+    pub const fn trace_len(&self) -> usize {
         self.tiles() * self.parts * self.traces() * self.units()
     }
 
