@@ -5,7 +5,7 @@ mod plot;
 mod rows;
 
 pub use lines::lines;
-pub use plot::svg;
+pub use plot::{roofline, svg};
 pub use rows::*;
 
 use std::time::Instant;

@@ -41,7 +41,12 @@ pub fn lines(title: &str, rows: &[Row], peers: &Peers) -> String {
         Some(first) => rows.iter().filter(|r| r.pass == "fwdbwd" && alike(r, first)).collect(),
         None => Vec::new(),
     };
-    for row in &swept {
+    // a row that stands beside several peers is there as many times
+    let first = |n: usize| {
+        let same = |other: &&&Row| (&other.gate, other.shape) == (&swept[n].gate, swept[n].shape);
+        swept[..n].iter().find(same).is_none()
+    };
+    for row in (0..swept.len()).filter(|&n| first(n)).map(|n| swept[n]) {
         add(format!("gla, {} gate", row.gate), row.shape.time, row.ms);
     }
     for peer in peers.all().iter().filter(|peer| peer.pass == "fwdbwd") {

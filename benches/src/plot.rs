@@ -68,6 +68,41 @@ pub fn svg(title: &str, rows: &[Row]) -> String {
     out
 }
 
+/// Horizontal bars: the share of each row's time that its bytes and operations take at the measured
+/// ceilings. A row that stands beside several peers is drawn once.
+pub fn roofline(title: &str, rows: &[Row]) -> String {
+    let mut bars: Vec<(String, f64)> = Vec::new();
+    for row in rows {
+        let Row { shape, gate, pass, dtype, plan, .. } = row;
+        let state = row.state.as_ref().map(|state| format!(", {state} state")).unwrap_or_default();
+        let name = format!("{shape} {gate} {pass} {dtype} {plan}{state}");
+        match row.roofline {
+            Some(share) if bars.iter().all(|(other, _)| *other != name) => bars.push((name, share)),
+            _ => {}
+        }
+    }
+    let (label, top) = (LABEL + 90.0, 40.0);
+    let room = WIDTH - label - 60.0;
+    let height = top + bars.len() as f64 * (BAR + 6.0) + 20.0;
+    let mut out = head(title, WIDTH, height) + "\n";
+    for (n, (name, share)) in bars.iter().enumerate() {
+        let y = top + n as f64 * (BAR + 6.0);
+        let (width, text) = (share.min(1.0) * room, y + BAR - 3.0);
+        out += &format!(
+            r##"<text x="{:.1}" y="{text:.1}" text-anchor="end">{}</text>
+<rect x="{label}" y="{y:.1}" width="{room:.1}" height="{BAR}" fill="#eeeeee"/>
+<rect x="{label}" y="{y:.1}" width="{width:.1}" height="{BAR}" fill="{OURS}"/>
+<text x="{:.1}" y="{text:.1}">{:.0} %</text>
+"##,
+            label - 8.0,
+            escaped(name),
+            label + room + 6.0,
+            100.0 * share
+        );
+    }
+    out + "</svg>\n"
+}
+
 /// The start of a chart: its size, a white ground and the title.
 pub(crate) fn head(title: &str, width: f64, height: f64) -> String {
     let title = escaped(title);
@@ -88,6 +123,20 @@ mod tests {
     use crate::Work;
 
     const WORK: Work = Work { bytes: 1.0, operations: 1.0 };
+
+    #[test]
+    fn shares_are_drawn_once_a_row() {
+        let shape = "8,2048,4,128,256".parse().unwrap();
+        let mut row = Row::new("vector", "fwd", shape, "bf16", 0.2, WORK, "");
+        row.roofline = Some(0.25);
+        let beside = Row { peer: Some("b".into()), ..row.clone() };
+        let without = Row::new("none", "fwd", shape, "bf16", 0.3, WORK, "");
+        let text = roofline("shares", &[row, beside, without]);
+        assert!(text.starts_with("<svg") && text.trim_end().ends_with("</svg>"));
+        assert_eq!((text.matches("8,2048,4,128,256").count(), text.matches(OURS).count()), (1, 1));
+        let room = WIDTH - LABEL - 90.0 - 60.0;
+        assert!(text.contains(&format!(r#"width="{:.1}""#, room / 4.0)) && text.contains("25 %"));
+    }
 
     #[test]
     fn rows_with_peers_are_drawn() {

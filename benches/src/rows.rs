@@ -60,6 +60,8 @@ pub struct Row {
     pub shape: Shape,
     /// Type of q, k, v, o.
     pub dtype: String,
+    /// Type of the state that a decoding step reads and writes.
+    pub state: Option<String>,
     /// The plan that ran.
     pub plan: String,
     /// How tiles were multiplied.
@@ -80,6 +82,8 @@ pub struct Row {
     pub roofline: Option<f64>,
     /// MiB that the device's pool holds for the call, its tensors included.
     pub peak_mib: Option<f64>,
+    /// The same of the peer, at its highest.
+    pub peer_mib: Option<f64>,
     /// Day of the run.
     pub date: String,
 }
@@ -101,6 +105,7 @@ impl Row {
             pass: pass.into(),
             shape,
             dtype: dtype.into(),
+            state: None,
             plan: String::new(),
             instruction: String::new(),
             ms: rounded(ms),
@@ -111,6 +116,7 @@ impl Row {
             tflops: (work.operations / ms / 1e8).round() / 10.0,
             roofline: None,
             peak_mib: None,
+            peer_mib: None,
             date: date.into(),
         }
     }
@@ -149,20 +155,50 @@ fn rounded(x: f64) -> f64 {
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Row { gate, pass, shape, dtype, plan, instruction, ms, gbps, .. } = self;
+        let Row { gate, pass, shape, dtype, plan, instruction, ms, gbps, tflops, .. } = self;
         let shape = shape.to_string();
-        write!(
-            f,
-            "{gate:6} {pass:6} {shape:20} {dtype:4} {plan} {instruction} {ms:9.4} ms {gbps:8.1} GB/s"
-        )?;
+        write!(f, "{gate:6} {pass:6} {shape:20} {dtype:4} {plan} {instruction}")?;
+        if let Some(state) = &self.state {
+            write!(f, " {state} state")?;
+        }
+        write!(f, " {ms:9.4} ms {gbps:7.1} GB/s {tflops:6.1} TFLOP/s")?;
         if let Some(roofline) = self.roofline {
             write!(f, " {:3.0} %", 100.0 * roofline)?;
+        }
+        if let Some(mib) = self.peak_mib {
+            write!(f, " {mib} MiB")?;
         }
         match (&self.peer, self.ratio) {
             (Some(peer), Some(ratio)) => write!(f, "  {ratio:.2}x {peer}"),
             _ => Ok(()),
         }
     }
+}
+
+/// The rows as a table in Markdown.
+pub fn markdown(rows: &[Row]) -> String {
+    let mut out = String::from(
+        "| gate | pass | B,T,H,K,V | type | plan | ms | GB/s | TFLOP/s | of the ceiling | MiB | peer | its ms | ratio | its MiB |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+    );
+    for row in rows {
+        let Row { gate, pass, shape, plan, instruction, ms, gbps, tflops, .. } = row;
+        let number = |x: Option<f64>| x.map(|x| x.to_string()).unwrap_or_default();
+        let dtype = match &row.state {
+            Some(state) => format!("{}, {state} state", row.dtype),
+            None => row.dtype.clone(),
+        };
+        let share = row.roofline.map(|x| format!("{:.0} %", 100.0 * x)).unwrap_or_default();
+        let ratio = row.ratio.map(|x| format!("{x:.2}")).unwrap_or_default();
+        let peer = row.peer.as_deref().unwrap_or_default();
+        let (mib, peer_ms) = (number(row.peak_mib), number(row.peer_ms));
+        out += &format!(
+            "| {gate} | {pass} | {shape} | {dtype} | {plan}, {instruction} | {ms} | {gbps} | {tflops} \
+             | {share} | {mib} | {peer} | {peer_ms} | {ratio} | {} |\n",
+            number(row.peer_mib)
+        );
+    }
+    out
 }
 
 /// Times of peers in the same run.
@@ -183,6 +219,9 @@ pub struct Peer {
     pub shape: Shape,
     /// Median.
     pub ms: f64,
+    /// MiB at its highest.
+    #[serde(default)]
+    pub peak_mib: Option<f64>,
 }
 
 impl Peers {
@@ -211,17 +250,26 @@ impl Peers {
         products.map(speed).reduce(f64::max)
     }
 
-    /// The row beside the fastest peer of its gate, pass and shape.
-    pub fn beside(&self, mut row: Row) -> Row {
+    /// The row beside each peer of its gate, pass and shape; alone if there is none. Peers run in half
+    /// precision, f16 or bf16, and decode with states in f32: other rows stand alone.
+    pub fn beside(&self, row: Row) -> Vec<Row> {
+        let comparable = row.dtype != "f32" && row.state.as_deref().is_none_or(|x| x == "f32");
         let same = |peer: &&Peer| {
-            peer.gate == row.gate && peer.pass == row.pass && peer.shape == row.shape
+            comparable && peer.gate == row.gate && peer.pass == row.pass && peer.shape == row.shape
         };
-        if let Some(peer) = self.0.iter().filter(same).min_by(|a, b| a.ms.total_cmp(&b.ms)) {
-            row.peer = Some(peer.name.clone());
-            row.peer_ms = Some(rounded(peer.ms));
-            row.ratio = Some((peer.ms / row.ms * 1e3).round() / 1e3);
-        }
-        row
+        let rows: Vec<Row> = self
+            .0
+            .iter()
+            .filter(same)
+            .map(|peer| Row {
+                peer: Some(peer.name.clone()),
+                peer_ms: Some(rounded(peer.ms)),
+                ratio: Some((peer.ms / row.ms * 1e3).round() / 1e3),
+                peer_mib: peer.peak_mib.map(f64::round),
+                ..row.clone()
+            })
+            .collect();
+        if rows.is_empty() { vec![row] } else { rows }
     }
 }
 
@@ -300,32 +348,47 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_stand_beside_the_fastest_peer_of_the_same_call() {
+    fn rows_stand_beside_every_peer_of_the_same_call() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let peer = |name: &str, pass: &str, ms: f64| {
             format!(
                 r#"{{"name":"{name}","gate":"none","pass":"{pass}","B":1,"T":2,"H":3,"K":4,"V":5,"ms":{ms}}}"#
             )
         };
-        let peers = [peer("a", "fwd", 3.0), peer("b", "fwd", 2.0), peer("c", "fwdbwd", 1.0)];
+        let peers = [peer("a", "fwd", 3.0), peer("b", "fwd", 2.0), peer("c", "decode", 1.0)];
         std::fs::write(file.path(), format!("[{}]", peers.join(","))).unwrap();
         let peers = Peers::read(file.path()).unwrap();
         let shape: Shape = "1,2,3,4,5".parse().unwrap();
         let work = Work { bytes: 8e6, operations: 4e9 };
-        let row = Row::new("none", "fwd", shape, "bf16", 4.0, work, "");
-        let row = peers.beside(row);
-        assert_eq!((row.peer.as_deref(), row.ratio, row.gbps), (Some("b"), Some(0.5), 2.0));
-        assert_eq!(row.tflops, 1.0);
+        let row =
+            |gate: &str, pass: &str, dtype: &str| Row::new(gate, pass, shape, dtype, 4.0, work, "");
+        let rows = peers.beside(row("none", "fwd", "bf16"));
+        let told: Vec<_> = rows.iter().map(|row| (row.peer.as_deref(), row.ratio)).collect();
+        assert_eq!(told, [(Some("a"), Some(0.75)), (Some("b"), Some(0.5))]);
+        assert_eq!((rows[0].gbps, rows[0].tflops), (2.0, 1.0));
+        let alone = [
+            row("vector", "fwd", "bf16"),
+            row("none", "fwd", "f32"),
+            Row { state: Some("bf16".into()), ..row("none", "decode", "bf16") },
+        ];
+        for row in alone {
+            let rows = peers.beside(row);
+            assert_eq!((rows.len(), &rows[0].peer), (1, &None));
+        }
+        let state = Row { state: Some("f32".into()), ..row("none", "decode", "bf16") };
+        assert_eq!(peers.beside(state)[0].ratio, Some(0.25));
+
         let ceilings = Ceilings { gbps: 8.0, tflops: Some(8.0) };
         assert_eq!(work.floor_ms(&ceilings), 1.0);
         assert_eq!(work.floor_ms(&Ceilings { tflops: Some(2.0), ..ceilings }), 2.0);
         assert_eq!(peers.matmul_tflops(), None);
-        let alone = peers.beside(Row::new("vector", "fwd", shape, "bf16", 4.0, work, ""));
-        assert_eq!(alone.peer, None);
-        write_rows(file.path(), &[row, alone]).unwrap();
+        write_rows(file.path(), &rows).unwrap();
         let text = std::fs::read_to_string(file.path()).unwrap();
-        let rows: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
-        assert_eq!((rows.len(), &rows[0]["V"]), (2, &serde_json::json!(5)));
+        let read: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+        assert_eq!((read.len(), &read[0]["V"]), (2, &serde_json::json!(5)));
+        let table = markdown(&rows);
+        assert_eq!((table.lines().count(), table.matches("| 1,2,3,4,5 |").count()), (4, 2));
+        assert!(table.lines().all(|line| line.matches('|').count() == 15), "{table}");
         assert!("1,2,3".parse::<Shape>().unwrap_err().to_string().contains("got 3 numbers"));
     }
 }
