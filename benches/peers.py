@@ -99,8 +99,11 @@ def median_ms(call):
 
 
 def add(name, gate, passes, sizes, ms):
-    row = dict(zip("BTHKV", sizes), name=name, gate=gate, ms=ms)
+    row = dict(zip("BTHKV", sizes), name=name, gate=gate, dtype="bf16", ms=ms)
     row["pass"] = passes
+    # of the calls since the last row, their inputs included
+    row["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    torch.cuda.reset_peak_memory_stats()
     rows.append(row)
     if worker is None:
         print(f"{name:34} {gate:6} {passes:6} {sizes} {ms:.4f} ms", flush=True)

@@ -1,38 +1,56 @@
 #!/usr/bin/env bash
 # The committed results: peers and our kernels back to back on one GPU.
 #
-#   benches/run.sh OUT [DEVICE] [DTYPE]      OUT: folder for peers.json, rows.json, rows.svg,
-#                                              lines.svg, model.json
+#   benches/run.sh OUT [BACKEND...]
 #
-# DEVICE is cuda (default) or vulkan, DTYPE bf16 (default; f16 on vulkan). Peers need Python with torch
-# and flash-linear-attention; without, the rows stand alone. KERNELS and MODEL name bench
-# binaries that are already built, for machines without cargo.
+# BACKEND: cuda-llvm (the default), cuda-nvrtc, vulkan, wgpu. For each, OUT gets BACKEND.json, the same as a
+# table (.md) and as charts (.svg), and model-BACKEND.json: a training step. Peers need Python
+# with torch and flash-linear-attention; without, the rows stand alone. PEERS names the file of a
+# peers' run just before. KERNELS_<backend> and MODEL_<backend> (cuda_llvm, ..) name bench binaries that are
+# already built, for machines without cargo.
 set -euo pipefail
-out=${1:?usage: benches/run.sh OUT [DEVICE] [DTYPE]}
-device=${2:-cuda}
-dtype=${3:-$([[ "$device" == cuda ]] && echo bf16 || echo f16)}
+out=${1:?usage: benches/run.sh OUT [BACKEND...]}
+shift
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
+cd "$here/.."
 
 peers=()
-if python3 "$here/peers.py" "$out/peers.json"; then
+if [[ -n "${PEERS:-}" ]]; then
+    peers=(--peers "$(realpath "$PEERS")")
+elif python3 "$here/peers.py" "$out/peers.json"; then
     peers=(--peers "$out/peers.json")
 else
     echo "run.sh: no peers in this run"
 fi
-args=(--device "$device" --dtype "$dtype" --suite --out "$out/rows.json" --svg "$out/rows.svg" --lines "$out/lines.svg" --date "$(date +%F)")
-args+=("${peers[@]+"${peers[@]}"}")
-model=(--device "$device" --dtype "$dtype" --preset 340M --batch 8 --time 2048 --out "$out/model.json" --date "$(date +%F)")
-model+=("${peers[@]+"${peers[@]}"}")
-cd "$here/.."
-if [[ -n "${KERNELS:-}" ]]; then
-    "$KERNELS" --bench "${args[@]}"
-else
-    cargo bench --workspace --bench kernels --features "gla-benches/$device" -- "${args[@]}"
-fi
-if [[ -n "${MODEL:-}" ]]; then
-    "$MODEL" --bench "${model[@]}"
-elif [[ -z "${KERNELS:-}" ]]; then
-    cargo bench --workspace --bench model --features "gla-benches/$device" -- "${model[@]}"
-fi
+
+bench() { # binary or empty, name of the bench, feature, arguments
+    local binary=$1 name=$2 feature=$3
+    shift 3
+    if [[ -n "$binary" ]]; then
+        "$binary" --bench "$@"
+    else
+        cargo bench --workspace --bench "$name" --features "gla-benches/$feature" -- "$@"
+    fi
+}
+
+[[ $# -gt 0 ]] || set -- cuda-llvm
+for backend in "$@"; do
+    case $backend in
+        cuda-llvm) feature=cuda device=cuda dtype=bf16 ;;
+        cuda-nvrtc) feature=cuda-cpp device=cuda dtype=bf16 ;;
+        vulkan) feature=vulkan device=vulkan dtype=f16 ;;
+        wgpu) feature=wgpu device=wgpu dtype=f32 ;;
+        *) echo "run.sh: $backend: expected cuda-llvm, cuda-nvrtc, vulkan or wgpu" >&2; exit 2 ;;
+    esac
+    kernels=KERNELS_${backend//-/_} model=MODEL_${backend//-/_}
+    args=(--device "$device" --dtype "$dtype" --date "$(date +%F)" "${peers[@]+"${peers[@]}"}")
+    bench "${!kernels:-}" kernels "$feature" "${args[@]}" --suite --sweep --catalogue --out "$out/$backend.json"
+    # binaries were given, but none for this
+    if [[ -n "${!kernels:-}" && -z "${!model:-}" ]]; then
+        echo "run.sh: $model is not set: no training step"
+        continue
+    fi
+    bench "${!model:-}" model "$feature" "${args[@]}" --preset 340M --batch 8 --time 2048 --out "$out/model-$backend.json"
+done
