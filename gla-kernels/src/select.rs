@@ -226,12 +226,16 @@ mod tests {
                 Instruction::Mma => device.mma.push(half),
                 _ => device.cmma.push(half),
             }
-            for (key_dim, value_dim) in
-                (16..=256).step_by(16).flat_map(|k| (16..=1024).step_by(48).map(move |v| (k, v)))
-            {
-                let problem = Problem { dtype: half, ..problem(4096, key_dim, value_dim) };
-                select(Strategy::Plan(Plan::Scan), &problem, &device)
-                    .unwrap_or_else(|e| panic!("{instruction:?} {key_dim} {value_dim}: {e}"));
+            let gates = [GateKind::None, GateKind::Fixed, GateKind::Scalar, GateKind::Vector];
+            let widths = (16..=256).step_by(16).flat_map(|k| {
+                (16..=1024).step_by(48).flat_map(move |v| gates.map(|gate| (k, v, gate)))
+            });
+            for (key_dim, value_dim, gate) in widths {
+                let mut problem = Problem { dtype: half, ..problem(4096, key_dim, value_dim) };
+                problem.dims.gate = gate;
+                select(Strategy::Plan(Plan::Scan), &problem, &device).unwrap_or_else(|e| {
+                    panic!("{instruction:?} {key_dim} {value_dim} {gate:?}: {e}")
+                });
                 for count in [1, 8, 64, 512] {
                     let largest =
                         crate::scan::largest_walk(problem.dims, count, instruction, &device);

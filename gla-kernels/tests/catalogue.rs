@@ -227,7 +227,13 @@ fn small_gradients() {
             continue;
         }
         let mut errors = Vec::new();
-        for case in cases(&["vector-ls1-t130-k60-v64-h2-init", "scalar-ls1-t65-k64-v60-h2"]) {
+        for case in cases(&[
+            "vector-ls1-t130-k60-v64-h2-init",
+            "scalar-ls1-t65-k64-v60-h2",
+            // the scale takes them nearer, and the state has much of them, of several segments
+            "none-t1000-k256-v64-h1",
+            "scalar-ls16-t1000-k256-v64-h1",
+        ]) {
             let mut prepared = Prepared::new(&case, dtype);
             prepared.d_o.iter_mut().for_each(|x| *x *= size);
             dtype.round_all(&mut prepared.d_o);

@@ -391,12 +391,14 @@ impl Acc {
     }
 }
 
-/// Ends what [`Acc::onto`] began: of all `sums`, whose pairs are those from `first` on.
+/// Ends what [`Acc::onto`] began: of all `sums`, times `factor`, whose pairs are those from `first` on. With
+/// `mma`, whose accumulators hold the pairs already, the factor is one.
 #[cube]
 pub fn add_to<E: Float>(
     sums: &Sequence<Acc>,
     pairs: &mut Array<Pair<f32>>,
     scratch: &mut Scratch<E>,
+    factor: f32,
     #[comptime] first: usize,
     #[comptime] by: Instruction,
 ) {
@@ -419,8 +421,9 @@ pub fn add_to<E: Float>(
                 #[unroll]
                 for i in 0..4usize {
                     let (row, column) = place(i);
+                    let sum = scratch.floats[own + n * BLOCK + row * PITCH + column];
                     pairs[comptime!(first + 4 * (round * slots + n) + i)] +=
-                        scratch.floats[own + n * BLOCK + row * PITCH + column];
+                        sum * Vector::new(factor);
                 }
             }
             sync_plane();

@@ -5,6 +5,7 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::plan::KeyScratch;
+use super::stage::packs;
 use super::state_walk::StateSpec;
 use super::walk_spec::{Decay, Intra, ROWS_LEN, WalkShape, WalkSpec};
 use super::{
@@ -178,6 +179,7 @@ impl Launcher<'_, ScanBlueprint> {
                 tasks,
                 self.problem.scale,
                 spec,
+                packs(self.problem.dtype, self.problem.scale),
                 self.problem.dtype,
             );
         }
@@ -413,7 +415,9 @@ impl Launcher<'_, ScanBlueprint> {
                 self.num_chunks,
                 tasks,
                 self.problem.scale,
+                power_of_two(self.problem.scale),
                 spec,
+                packs(self.problem.dtype, self.problem.scale),
                 walk.ends.start.is_some(),
                 walk.out.1 == self.problem.dtype,
                 [self.problem.dtype, walk.out.1],

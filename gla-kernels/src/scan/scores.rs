@@ -108,9 +108,19 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size, T: Si
     let from_q = comptime!(Stage::slice(spec, dims.heads, dims.key_dim, UNITS));
     let from_k = comptime!(Stage::slice(spec, dims.kv_heads, dims.key_dim, UNITS));
     let mut acc = zero_pairs(4usize);
-    let sums =
-        row_products::<E, N, T>(q, k, &mut staged, &rows, head, scale, false, from_q, from_k, spec);
-    add_to::<E>(&sums, &mut acc, &mut scratch, 0usize, by);
+    let sums = row_products::<E, N, T>(
+        q,
+        k,
+        &mut staged,
+        &rows,
+        head,
+        f32::new(1.0),
+        false,
+        from_q,
+        from_k,
+        spec,
+    );
+    add_to::<E>(&sums, &mut acc, &mut scratch, f32::new(1.0), 0usize, by);
     let mut acc_grad = zero_pairs(4usize);
     if comptime!(backward) {
         let from_do = comptime!(Stage::slice(spec, dims.heads, dims.value_dim, UNITS));
@@ -121,13 +131,13 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size, T: Si
             &mut staged,
             &rows,
             head,
-            scale,
+            f32::new(1.0),
             false,
             from_do,
             from_v,
             spec,
         );
-        add_to::<E>(&sums, &mut acc_grad, &mut scratch, 0usize, by);
+        add_to::<E>(&sums, &mut acc_grad, &mut scratch, f32::new(1.0), 0usize, by);
     }
 
     let (t, s) = lower_tile(unit / 32);

@@ -48,7 +48,7 @@ pub(crate) fn held<N: Size>(#[comptime] from: Stage) -> comptime_type!(usize) {
 }
 
 /// Reads a unit's share of a tile into registers. What lies outside is read from elsewhere in the
-/// tensor and masked by [`put`]: a use of the values here would wait for them.
+/// tensor and [`put`] zeroes it: a use of the values here would wait for them.
 #[cube]
 pub(crate) fn fetch<E: Float, N: Size>(
     x: &[Vector<E, N>],
@@ -188,13 +188,15 @@ pub(crate) fn rows_line(chunk: usize, head: usize, #[comptime] heads: usize) -> 
     (chunk * heads + head) * ROWS_LEN
 }
 
-/// Reads the factors of a unit's share of a tile into registers, from where a line of rows' decays begins.
+/// Reads the factors of a unit's share of a tile, times one more, into registers, from where a line of rows'
+/// decays begins.
 #[cube]
 pub(crate) fn fetch_factors<N: Size>(
     decays: &[f32],
     line: usize,
     out: &mut Array<f32>,
     scale: f32,
+    times: f32,
     #[comptime] factors: Factors,
     #[comptime] from: Stage,
 ) {
@@ -207,17 +209,19 @@ pub(crate) fn fetch_factors<N: Size>(
         for n in 0..held::<N>(from) {
             if by_rows {
                 let (row, _column) = place::<N>(n, from);
-                out[n] = decays[line + first + select(row < CHUNK, row, 0usize)];
+                out[n] = decays[line + first + select(row < CHUNK, row, 0usize)] * times;
             } else {
-                out[n] = scale;
+                out[n] = scale * times;
             }
         }
     }
 }
 
-/// Whether [`scale_rows`] may round the factors: f16 has bits enough.
-pub(crate) fn packs(dtype: ElemType) -> bool {
-    dtype == ElemType::Float(FloatKind::F16)
+/// Whether [`scale_rows`] may round the factors: f16 has bits enough for decays and a scale that is not far
+/// from one.
+pub(crate) fn packs(dtype: ElemType, scale: f32) -> bool {
+    let near = scale == 0.0 || (1.0 / 256.0..=256.0).contains(&scale.abs());
+    dtype == ElemType::Float(FloatKind::F16) && near
 }
 
 /// Multiplies a unit's share of a tile with them: in f32, or a factor rounded as the rows are if `packed`.

@@ -8,15 +8,15 @@
 //! `D`, last to first. Without outputs no plane needs another's part of the state: a cube owns a
 //! rectangle of it, a plane a smaller one, which stays, transposed, in registers.
 //!
-//! Tiles lie in shared memory twice. While some planes multiply what is in one half, others put the next
-//! chunk down in the other: a chunk takes one barrier.
+//! With `mma` tiles lie in shared memory twice: while some planes multiply what is in one half, others put
+//! the next chunk down in the other, and a chunk takes one barrier. With `cmma`, which has less room, once.
 
 use cubecl::prelude::*;
 
 use super::CHUNK;
 use super::stage::{
-    DecayLine, Stage, fetch, fetch_decays, fetch_factors, held, held_factors, packs, put,
-    put_decays, rows_line, scale_rows,
+    DecayLine, Stage, fetch, fetch_decays, fetch_factors, held, held_factors, put, put_decays,
+    rows_line, scale_rows,
 };
 use super::walk_spec::{Decay, ROWS_LEN, TOTAL, WalkShape, operands};
 use crate::Instruction;
@@ -62,7 +62,7 @@ impl StateSpec {
     pub(crate) fn new(shape: WalkShape) -> Self {
         let WalkShape { dims, instruction, reversed, .. } = shape;
         let [q, k, depth_width] = operands(dims);
-        // blocks of a plane, planes of a cube, and how many of those lie along the values
+        // blocks of a plane, planes of a cube, and at least how many of those lie along the values
         let (blocks, planes, across) = match instruction {
             // 16 planes: more leave a unit less than the 128 registers that this takes
             Instruction::Mma => ((4, 2), 16, 4),
@@ -166,10 +166,10 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     tasks: usize,
     scale: f32,
     #[comptime] spec: StateSpec,
-    #[define(E)] dtype: ElemType,
+    #[comptime] packed: bool,
+    #[define(E)] _dtype: ElemType,
 ) {
     let by = comptime!(spec.instruction);
-    let packed = comptime!(packs(dtype));
     let (key_dim, value_dim) = comptime!(spec.state);
     let (depth_blocks, column_blocks) = comptime!((spec.depth_blocks, spec.column_blocks));
     let blocks = comptime!(depth_blocks * column_blocks);
@@ -179,7 +179,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     let from_update = comptime!(spec.stage(spec.update_heads, spec.depth_width, depth));
     let from_right = comptime!(spec.stage(spec.right_heads, value_dim, columns));
     let decay_line = comptime!(spec.decay_line());
-    let factors = comptime!(spec.decay.of_right(spec.reversed));
+    let factors = comptime!(spec.decay.of_rows(spec.reversed));
     let decay_len = comptime!(decay_line.len);
 
     let task = CUBE_POS;
@@ -209,7 +209,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
 
     let mut next_update = Array::<Vector<E, D>>::new(held::<D>(from_update));
     let mut next_right = Array::<Vector<E, C>>::new(held::<C>(from_right));
-    let mut next_factors = Array::<f32>::new(held_factors::<C>(factors, from_right));
+    let mut next_factors = Array::<f32>::new(held_factors::<D>(factors, from_update));
     let mut next_decays = Array::<f32>::new(comptime!(decay_line.held()));
     let decay0 = if by_rows { TOTAL.runtime() } else { depth0 };
 
@@ -222,13 +222,14 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
         let rows = chunk_rows(table, num_lines, chunk);
         fetch::<E, D>(update, &mut next_update, &rows, head, depth0, from_update);
         fetch::<E, C>(right, &mut next_right, &rows, head, column0, from_right);
-        fetch_factors::<C>(
+        fetch_factors::<D>(
             decays,
             rows_line(chunk, head, spec.heads),
             &mut next_factors,
             scale,
+            f32::new(1.0),
             factors,
-            from_right,
+            from_update,
         );
         fetch_decays(decays, &mut next_decays, chunk, head, decay0, decay_line);
     }
@@ -240,9 +241,10 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
         let rows = chunk_rows(table, num_lines, chunk);
         let own_decays = &mut decay_tiles[decay_at..decay_at + decay_len];
         put_decays(&next_decays, own_decays, decay0, decay_line);
+        scale_rows::<E, D>(&mut next_update, &next_factors, factors, packed, from_update);
         let own_updates = &mut update_tiles[update_at..update_at + update_len];
         put::<E, D>(&next_update, own_updates, rows.len, depth0, from_update);
-        scale_rows::<E, C>(&mut next_right, &next_factors, factors, packed, from_right);
+
         let own_rights = &mut right_tiles[right_at..right_at + right_len];
         put::<E, C>(&next_right, own_rights, rows.len, column0, from_right);
         sync_cube();
@@ -253,13 +255,14 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
         let next_rows = chunk_rows(table, num_lines, next_chunk);
         fetch::<E, D>(update, &mut next_update, &next_rows, head, depth0, from_update);
         fetch::<E, C>(right, &mut next_right, &next_rows, head, column0, from_right);
-        fetch_factors::<C>(
+        fetch_factors::<D>(
             decays,
             rows_line(next_chunk, head, spec.heads),
             &mut next_factors,
             scale,
+            f32::new(1.0),
             factors,
-            from_right,
+            from_update,
         );
         fetch_decays(decays, &mut next_decays, next_chunk, head, decay0, decay_line);
 
@@ -301,7 +304,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
                 }
             }
         }
-        add_to::<E>(&sums, &mut state, &mut scratch, 0usize, by);
+        add_to::<E>(&sums, &mut state, &mut scratch, f32::new(1.0), 0usize, by);
         if comptime!(buffers == 1) {
             sync_cube();
         }

@@ -19,8 +19,8 @@
 //!
 //! Where the decay lies is [`Decay`]. A vector gate has it in the operands `qt` and `kt`, and `dq` and
 //! `dk` leave what the rows of a chunk have to do with each other to `intra_grad`. Without one the
-//! operands are `q` and `k` themselves: a row's decay scales its output and, for the update, its row
-//! of `right`.
+//! operands are `q` and `k` themselves: a row's decay scales its output, or its row of `left`, and, for the
+//! update, its row of the queries or keys: `update` where they are deep, else `right`.
 //!
 //! A plane owns 16 columns and some of the state's depth; a cube, some columns and all of the depth. The
 //! state stays, transposed, in registers, as the pairs of the accumulators of `update^T right`: with
@@ -39,8 +39,8 @@ use super::gate_terms::{dot_rows, leave_state, multiply_states, pairs_in_place, 
 use super::intra::{add_intra, fetch_blocks, held_blocks, put_blocks};
 use super::outputs::{stage_pairs, write_pairs, write_staged};
 use super::stage::{
-    Factors, fetch, fetch_decays, fetch_factors, held, held_factors, packs, put, put_decays,
-    rows_line, scale_rows,
+    Factors, fetch, fetch_decays, fetch_factors, held, held_factors, put, put_decays, rows_line,
+    scale_rows,
 };
 use super::walk_spec::{Decay, Intra, KeyAxis, TOTAL, Trace, WalkSpec};
 use crate::Instruction;
@@ -88,13 +88,14 @@ pub(crate) fn gla_walk_kernel<
     num_chunks: usize,
     tasks: usize,
     scale: f32,
+    near: f32,
     #[comptime] spec: WalkSpec,
+    #[comptime] packed: bool,
     #[comptime] has_start: bool,
     #[comptime] rounds_out: bool,
-    #[define(E, O)] dtypes: [ElemType; 2],
+    #[define(E, O)] _dtypes: [ElemType; 2],
 ) {
     let by = comptime!(spec.instruction);
-    let packed = comptime!(packs(dtypes[0]));
     let takes_turns = comptime!(spec.takes_turns());
     let plane_depth = comptime!(spec.plane_depth);
     let sharing = comptime!(spec.depth_planes);
@@ -108,7 +109,13 @@ pub(crate) fn gla_walk_kernel<
     let by_rows = comptime!(spec.decay == Decay::Rows);
     let scales_state = comptime!(spec.scales_state());
     let scales_left = comptime!(spec.scales_left());
-    let of_right = comptime!(spec.decay.of_right(spec.reversed));
+    let (of_update, of_right) = comptime!((spec.of_update(), spec.of_right()));
+    // the power of two next to the scale, where the products take it instead of `update`
+    let (added, taken) = if comptime!(spec.splits_scale()) {
+        (near, 1.0 / near)
+    } else {
+        (f32::new(1.0), f32::new(1.0))
+    };
     // matrices are written from where and to where 16 bytes begin
     let writes_matrices = comptime!(spec.width.is_multiple_of(if rounds_out { 8 } else { 4 }));
     let (out_factors, _) = comptime!(Decay::factors(spec.reversed));
@@ -206,7 +213,7 @@ pub(crate) fn gla_walk_kernel<
         held::<I>(from_intra)
     });
     let mut left_factors = Array::<f32>::new(held_factors::<D>(of_left, from_left));
-    let mut update_factors = Array::<f32>::new(held_factors::<D>(of_right, from_update));
+    let mut update_factors = Array::<f32>::new(held_factors::<D>(of_update, from_update));
     let mut next_update = Array::<Vector<E, D>>::new(held::<D>(from_update));
     let mut next_decays = Array::<f32>::new(comptime!(decay_line.held()));
     let decay0 = if comptime!(spec.decay != Decay::Channels) {
@@ -228,6 +235,7 @@ pub(crate) fn gla_walk_kernel<
             rows_line(chunk, head, spec.heads),
             &mut left_factors,
             scale,
+            f32::new(1.0),
             of_left,
             from_left,
         );
@@ -239,6 +247,9 @@ pub(crate) fn gla_walk_kernel<
         fetch_decays(decays, &mut next_decays, chunk, head, decay0, decay_line);
         if !takes_turns {
             fetch::<E, D>(update, &mut next_update, &rows, head, depth0, from_update);
+            let line = rows_line(chunk, head, spec.heads);
+            let out = &mut update_factors;
+            fetch_factors::<D>(decays, line, out, scale, taken, of_update, from_update);
         }
     }
     for step in 0..count {
@@ -248,7 +259,7 @@ pub(crate) fn gla_walk_kernel<
         let next_step = select(step + 1 < count, step + 1, step);
         let next_chunk = step_chunk(first_chunk, count, next_step, spec.reversed);
         let next_rows = chunk_rows(table, num_sequences, next_chunk);
-        // of this chunk and the next in turn: the last planes to scale their state still read the
+        // with `mma` of this chunk and the next in turn: the last planes to scale their state still read the
         // one when the first put down the other
         let decay_at = (step % comptime!(spec.decay_tiles())) * decay_len;
         scale_rows::<E, D>(&mut next_left, &left_factors, of_left, packed, from_left);
@@ -331,7 +342,7 @@ pub(crate) fn gla_walk_kernel<
         // what is done to the products with the state alone wants them in registers
         let early = comptime!(by_rows && !scales_left || by != Instruction::Cmma);
         if early {
-            add_to::<E>(&sums, &mut acc, &mut scratch, 0usize, by);
+            add_to::<E>(&sums, &mut acc, &mut scratch, f32::new(1.0), 0usize, by);
         }
         if comptime!(by_rows && !scales_left) {
             #[unroll]
@@ -360,15 +371,9 @@ pub(crate) fn gla_walk_kernel<
         let column = column0 + plane_column;
         if takes_turns {
             sync_cube();
-            fetch_factors::<D>(
-                &decay_tiles,
-                0usize,
-                &mut update_factors,
-                scale,
-                of_right,
-                from_update,
-            );
-            scale_rows::<E, D>(&mut next_update, &update_factors, of_right, packed, from_update);
+            let out = &mut update_factors;
+            fetch_factors::<D>(&decay_tiles, 0usize, out, scale, taken, of_update, from_update);
+            scale_rows::<E, D>(&mut next_update, &update_factors, of_update, packed, from_update);
             put::<E, D>(&next_update, &mut left_tile, rows.len, depth0, from_update);
             if has_intra {
                 put_blocks::<E, I>(&next_intra, &mut scratch.halves, spec);
@@ -383,11 +388,15 @@ pub(crate) fn gla_walk_kernel<
                     plane_column,
                     spec,
                 );
-                add_to::<E>(&sums, &mut acc, &mut scratch, 0usize, by);
+                add_to::<E>(&sums, &mut acc, &mut scratch, f32::new(1.0), 0usize, by);
             }
             stage_pairs(&acc, &mut out_tile, depth_plane, plane_column, spec);
+            scale_rows::<E, D>(&mut next_update, &update_factors, of_update, packed, from_update);
             put::<E, D>(&next_update, &mut update_tile, rows.len, depth0, from_update);
             fetch::<E, D>(update, &mut next_update, &next_rows, head, depth0, from_update);
+            let line = rows_line(next_chunk, head, spec.heads);
+            let out = &mut update_factors;
+            fetch_factors::<D>(decays, line, out, scale, taken, of_update, from_update);
         }
 
         if comptime!(spec.trace == Trace::Write) {
@@ -398,7 +407,7 @@ pub(crate) fn gla_walk_kernel<
                 * spec.padded;
             multiply_states::<E, R>(&state, &traced, products, line, own_column, spec);
         }
-        // `right^T`; the tile is the next chunk's after the barrier
+        // `right^T`; with `mma` the tile is the next chunk's after the barrier
         let mut lefts = Sequence::<Left<E>>::new();
         #[unroll]
         for s in 0..comptime!(if takes_turns { 0 } else { 4 }) {
@@ -419,6 +428,7 @@ pub(crate) fn gla_walk_kernel<
             rows_line(next_chunk, head, spec.heads),
             &mut left_factors,
             scale,
+            f32::new(1.0),
             of_left,
             from_left,
         );
@@ -465,7 +475,7 @@ pub(crate) fn gla_walk_kernel<
                 }
             } else {
                 if comptime!(!early || has_intra) {
-                    add_to::<E>(&sums, &mut acc, &mut scratch, 0usize, by);
+                    add_to::<E>(&sums, &mut acc, &mut scratch, f32::new(1.0), 0usize, by);
                 }
                 write_pairs::<O, W>(&acc, out, line, column, rows.len, spec);
             }
@@ -490,7 +500,6 @@ pub(crate) fn gla_walk_kernel<
                 state[2 * n + half] *= factor;
             }
         }
-        // where tiles take turns, that of `update` has been put down scaled
         if takes_turns {
             #[unroll]
             for s in 0..4usize {
@@ -518,7 +527,7 @@ pub(crate) fn gla_walk_kernel<
                 }
                 sums.push(sum);
             }
-            add_to::<E>(&sums, &mut state, &mut scratch, comptime!(4 * first), by);
+            add_to::<E>(&sums, &mut state, &mut scratch, added, comptime!(4 * first), by);
         }
         if takes_turns {
             sync_cube();

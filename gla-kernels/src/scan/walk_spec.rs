@@ -60,9 +60,9 @@ impl Decay {
         }
     }
 
-    /// The factors of rows of `right` on their way into the update: their decay to the end of the
-    /// chunk, or the scale, which in a call without a gate no operand holds.
-    pub fn of_right(self, reversed: bool) -> Factors {
+    /// The factors of the chunk's rows in an update of the state: their decay to the end of the chunk, or
+    /// the scale, which in a call without a gate no operand holds.
+    pub fn of_rows(self, reversed: bool) -> Factors {
         match (self, reversed) {
             (Decay::Rows, _) => Factors::Rows(Decay::factors(reversed).1),
             (Decay::None, true) => Factors::Scale,
@@ -70,7 +70,7 @@ impl Decay {
         }
     }
 
-    /// Where a line of the rows' decays has the factors of the outputs, and of `right`.
+    /// Where a line of the rows' decays has the factors of the outputs, and those of the update.
     pub fn factors(reversed: bool) -> (usize, usize) {
         if reversed { (CHUNK, 0) } else { (0, CHUNK) }
     }
@@ -338,7 +338,7 @@ impl WalkSpec {
     }
 
     /// Whether the state takes the scale as an operand: in walks forward whose operands hold none. (In
-    /// those backward `right` takes it, or holds it; a line of rows' decays holds it.)
+    /// those backward the queries take it, or hold it; a line of rows' decays holds it.)
     pub fn scales_state(&self) -> bool {
         let held = self.decay == Decay::Channels && self.keys == KeyAxis::Depth;
         !self.reversed && self.decay != Decay::Rows && !held
@@ -415,6 +415,32 @@ impl WalkSpec {
     /// Pieces of decays in shared memory: this chunk's, and the next one's where no barrier ends a chunk.
     pub fn decay_tiles(&self) -> usize {
         if self.takes_turns() { 1 } else { 2 }
+    }
+
+    /// The factors that `update` takes on its way to shared memory. They belong to the rows of the queries or
+    /// keys: small gradients times a scale would be subnormal in f16. Those are `update` where the keys are
+    /// deep, else `right`, which takes them on its way to the product, see [`WalkSpec::of_right`]. Where tiles
+    /// take turns `right` is in the intra-chunk product too, and `update` takes them all the same.
+    pub fn of_update(&self) -> Factors {
+        match self.takes_turns() || self.keys == KeyAxis::Depth {
+            true => self.decay.of_rows(self.reversed),
+            false => Factors::None,
+        }
+    }
+
+    /// Those that `right` takes.
+    pub fn of_right(&self) -> Factors {
+        match self.of_update() {
+            Factors::None => self.decay.of_rows(self.reversed),
+            _ => Factors::None,
+        }
+    }
+
+    /// Whether `update` is the outputs' gradient and takes a scale: all but its power of two, which the
+    /// products take when they are added to the state.
+    pub fn splits_scale(&self) -> bool {
+        let gradient = self.keys == KeyAxis::Columns && self.reversed;
+        gradient && self.of_update() != Factors::None
     }
 
     /// Whether `left` takes the decays of its rows on its way to shared memory. Else the outputs take it, for
