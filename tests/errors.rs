@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use gla_burn::{Form, Gate, GlaOptions, StepGate, device_limits, gla, gla_step};
+use gla_burn::{Form, Gate, GlaOptions, Plan, StepGate, device_limits, gla, gla_step};
 use gla_tests::{TestDevice, devices};
 
 struct Call {
@@ -151,6 +151,10 @@ fn chunk_and_gate_values() {
     assert_eq!(
         message(|c, _| c.options.chunk = Some(48)),
         "gla: chunk: must be one of [16, 32, 64], got 48"
+    );
+    assert_eq!(
+        message(|c, _| c.options = GlaOptions::default().with_plan(Plan::Split).with_chunk(32)),
+        "gla: plan: must not be given with chunk, got Split and 32"
     );
     let expected = "gla: gate: must be at most 0, the largest is 0.25";
     for device in [Device::flex(), Device::flex().autodiff()] {

@@ -1,7 +1,11 @@
 //! The public function through fusion and autodiff, on every device, against the f64 reference.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use burn::tensor::{DType, Tensor};
-use gla_burn::{Form, Gate, GlaOptions, StepGate, gla, gla_step};
+use gla_burn::{
+    Blueprint, Form, Gate, GlaOptions, Instruction, Plan, StepGate, gla, gla_blueprint, gla_step,
+};
 use gla_kernels::eval::{self, ABS_FLOOR, Case, CaseGate, RefDType, small};
 use gla_tests::{CaseTensors, TestDevice, burn_type, devices, tensor, values};
 
@@ -62,6 +66,91 @@ fn half_precision_matches_the_reference() {
                 let errors = tensors.check();
                 assert!(errors.is_empty(), "{} {}:\n{}", device.name, case.id, errors.join("\n"));
             }
+        }
+    }
+}
+
+/// The blueprint of a case, `None` where there are no plans.
+fn told(t: &CaseTensors, options: GlaOptions) -> Option<Blueprint> {
+    gla_blueprint(&t.q, &t.k, &t.v, &t.gate, &options).expect("a right call")
+}
+
+#[test]
+fn what_runs_can_be_asked() {
+    let case = Case::parse("vector-ls1-b2-t33-k16-v32-h2-init-final").expect("an id");
+    for device in devices() {
+        for on in [device.device.clone(), device.device.clone().autodiff()] {
+            let t = CaseTensors::new(&case, RefDType::F32, &on);
+            let inferred = told(&t, t.options());
+            let split = told(&t, t.options().with_plan(Plan::Split));
+            assert_eq!(split, inferred, "{}: tensor cores multiply no f32", device.name);
+            let short = told(&t, t.options().with_chunk(16));
+            assert_eq!(told(&t, t.options().with_form(Form::Recurrent)), None);
+            if device.name == "flex" {
+                assert_eq!((inferred, short), (None, None));
+                assert_eq!(told(&t, t.options().with_plan(Plan::Scan)), None);
+                continue;
+            }
+            let (inferred, short) = (inferred.expect("kernels"), short.expect("kernels"));
+            assert_eq!(inferred.plan(), Plan::Split, "{}", device.name);
+            assert_eq!(inferred.instruction(), Instruction::Registers, "{}", device.name);
+            assert_eq!(short.chunk(), 16, "{}", device.name);
+        }
+    }
+}
+
+/// The split plan runs on every device: what is inferred for f32, and on tensor cores what is not.
+#[test]
+fn a_forced_plan_gives_what_the_inferred_one_does() {
+    let case = Case::parse("vector-ls1-b2-t33-k16-v32-h2-init-final").expect("an id");
+    for device in devices() {
+        let autodiff = device.device.clone().autodiff();
+        for dtype in [RefDType::F32, RefDType::F16, RefDType::BF16] {
+            if !device.device.supports_dtype(burn_type(dtype)) {
+                println!("not applicable: {} has no {dtype:?}", device.name);
+                continue;
+            }
+            let t = CaseTensors::new(&case, dtype, &autodiff);
+            let split = || t.options().with_plan(Plan::Split);
+            let (inferred, forced) = (told(&t, t.options()), told(&t, split()));
+            if dtype != RefDType::F32 && inferred == forced {
+                println!("not applicable: {} has one plan for {dtype:?}", device.name);
+                continue;
+            }
+            assert_eq!(forced.is_some(), device.name != "flex");
+            assert!(forced.is_none_or(|blueprint| blueprint.plan() == Plan::Split));
+            let errors = t.check_with(split());
+            assert!(errors.is_empty(), "{} {dtype:?}:\n{}", device.name, errors.join("\n"));
+            let o = |options| {
+                values(gla(t.q.clone(), t.k.clone(), t.v.clone(), t.gate.clone(), options).output)
+            };
+            // in half precision two plans round differently, each by up to 4e-3
+            let tolerance = if dtype == RefDType::F32 { 1e-6 } else { 8e-3 };
+            eval::check(device.name, &o(t.options()), &o(split()), tolerance, ABS_FLOOR).unwrap();
+        }
+    }
+}
+
+/// A plan that cannot run is refused before any launch, in every form that would run it.
+#[test]
+fn a_plan_that_a_device_lacks_is_refused() {
+    let case = Case::parse("vector-ls1-b2-t33-k16-v32-h2-init-final").expect("an id");
+    let expected = "plan: the scan plan needs tensor cores for f32, the device has none";
+    for device in devices().iter().filter(|device| device.name != "flex") {
+        let (plain, autodiff) = (device.device.clone(), device.device.clone().autodiff());
+        // the backward of the recurrent form is chunked
+        for (on, form) in
+            [(&plain, Form::Chunk), (&autodiff, Form::Chunk), (&autodiff, Form::Recurrent)]
+        {
+            let t = CaseTensors::new(&case, RefDType::F32, on);
+            let options = || t.options().with_form(form).with_plan(Plan::Scan);
+            let asked = gla_blueprint(&t.q, &t.k, &t.v, &t.gate, &options());
+            assert_eq!(asked.unwrap_err().to_string(), expected, "{}", device.name);
+            let call =
+                || gla(t.q.clone(), t.k.clone(), t.v.clone(), t.gate.clone(), options()).output;
+            let panic = catch_unwind(AssertUnwindSafe(call)).expect_err("it must panic");
+            let message = panic.downcast::<String>().expect("a message");
+            assert_eq!(*message, format!("gla: {expected}"), "{}", device.name);
         }
     }
 }

@@ -11,6 +11,9 @@ mod ops;
 pub mod portable;
 
 pub use functions::*;
-pub use gla_kernels::{DeviceLimits, GateKind, GlaError};
+pub use gla_kernels::{
+    Blueprint, DeviceLimits, GateKind, GlaError, Instruction, Plan, ScanBlueprint, SplitBlueprint,
+    Strategy,
+};
 pub use nn::*;
 pub use ops::*;

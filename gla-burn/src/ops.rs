@@ -7,9 +7,9 @@ use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::{Backend, ExtensionType, backend_extension, tensor::FloatTensor};
 #[cfg(any(feature = "fusion", feature = "cubecl-backend"))]
 use burn::tensor::DType;
-use gla_kernels::GateKind;
 #[cfg(feature = "cubecl-backend")]
-use gla_kernels::{Dims, Problem, Sequences, Strategy};
+use gla_kernels::{Dims, Problem, Sequences};
+use gla_kernels::{GateKind, Strategy};
 
 use crate::portable;
 
@@ -64,8 +64,8 @@ pub struct GlaSpec {
     pub scale: f64,
     /// Bounds of packed sequences, `[N + 1]`.
     pub cu_seqlens: Option<Arc<[usize]>>,
-    /// Chunk length of the kernels; chosen by problem and device if absent.
-    pub chunk: Option<usize>,
+    /// Who chooses plan and tiles of the chunked kernels. The portable path has none to choose.
+    pub strategy: Strategy,
     /// Whether the forward walks step by step instead of by chunks.
     pub recurrent: bool,
     /// Whether the final state is differentiable.
@@ -107,12 +107,6 @@ impl GlaSpec {
             dtype: elem_type(dtype),
             gate_dtype: elem_type(gate_dtype.unwrap_or(dtype)),
         }
-    }
-
-    /// Who chooses the chunk length.
-    #[cfg(feature = "cubecl-backend")]
-    pub(crate) fn strategy(&self) -> Strategy {
-        self.chunk.map_or(Strategy::Inferred, Strategy::Chunk)
     }
 }
 

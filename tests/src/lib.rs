@@ -208,11 +208,15 @@ impl CaseTensors {
     /// Runs the case through the public function and autodiff, and compares everything with the
     /// reference. Returns what does not agree.
     pub fn check(&self) -> Vec<String> {
+        self.check_with(self.options())
+    }
+
+    /// As `check`, with other choices among the options of the case.
+    pub fn check_with(&self, mut options: GlaOptions) -> Vec<String> {
         let (tol_o, tol_grad) = match self.dtype {
             RefDType::F32 => (1e-4, 1e-4),
             _ => (4e-3, 5e-3),
         };
-        let mut options = self.options();
         options.final_state = self.d_final.is_some();
         let out = gla(self.q.clone(), self.k.clone(), self.v.clone(), self.gate.clone(), options);
         let expected = eval::forward(&self.inputs);

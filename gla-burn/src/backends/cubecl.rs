@@ -56,7 +56,7 @@ impl GlaOps for CubeBackend {
             o: o.handle.clone(),
             final_state: final_state.handle.clone(),
         };
-        launched(gla_kernels::forward(&client, &problem, spec.strategy(), args));
+        launched(gla_kernels::forward(&client, &problem, spec.strategy, args));
         (o, final_state)
     }
 
@@ -113,7 +113,7 @@ impl GlaOps for CubeBackend {
             dv: dv.handle.clone(),
             dh0: dh0.handle.clone(),
         };
-        launched(gla_kernels::backward(&client, &problem, spec.strategy(), args));
+        launched(gla_kernels::backward(&client, &problem, spec.strategy, args));
         GlaGrads { dq, dk, dv, dgate, dh0 }
     }
 

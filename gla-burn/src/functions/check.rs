@@ -1,7 +1,7 @@
 //! Checks of arguments against each other, before anything is launched.
 
 use burn::tensor::{DType, Device, Tensor};
-use gla_kernels::{CHUNKS, GlaError, Sequences};
+use gla_kernels::{CHUNKS, GlaError, Sequences, Strategy};
 
 use super::{Gate, GlaOptions, StepGate};
 
@@ -39,9 +39,20 @@ pub(super) fn sequences(
         let shape = [sequences, heads, key_dim, value_dim];
         state_of("initial_state", state, shape, &[DType::F32], q)?;
     }
-    match options.chunk {
-        Some(got) if !CHUNKS.contains(&got) => Err(GlaError::Chunk { allowed: CHUNKS, got }),
-        _ => Ok(()),
+    Ok(())
+}
+
+/// Who chooses plan and tiles, from what the caller has chosen of them.
+pub(super) fn strategy(options: &GlaOptions) -> Result<Strategy, GlaError> {
+    match (options.plan, options.chunk) {
+        (None, None) => Ok(Strategy::Inferred),
+        (Some(plan), None) => Ok(Strategy::Plan(plan)),
+        (None, Some(chunk)) if CHUNKS.contains(&chunk) => Ok(Strategy::Chunk(chunk)),
+        (None, Some(got)) => Err(GlaError::Chunk { allowed: CHUNKS, got }),
+        (Some(plan), Some(chunk)) => {
+            let message = format!("must not be given with chunk, got {plan:?} and {chunk}");
+            Err(GlaError::Argument { name: "plan", message })
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Device};
 #[cfg(feature = "cubecl-backend")]
 use cubecl::client::Client;
-use gla_kernels::{DeviceLimits, GlaError};
+use gla_kernels::{Blueprint, DeviceLimits, GlaError};
 
 use crate::GlaSpec;
 
@@ -21,7 +21,8 @@ pub fn device_limits(device: &Device) -> Option<DeviceLimits> {
     None
 }
 
-/// Checks all that the launch of a call with q `[B, T, H, K]` and v `[B, T, Hk, V]` will check.
+/// Checks all that the launch of a call with q `[B, T, H, K]` and v `[B, T, Hk, V]` will check; returns
+/// the blueprint of the forward if it runs chunked kernels.
 #[cfg_attr(not(feature = "cubecl-backend"), allow(unused_variables))]
 pub(super) fn check(
     device: &Device,
@@ -30,7 +31,7 @@ pub(super) fn check(
     v: [usize; 4],
     dtype: DType,
     gate_dtype: Option<DType>,
-) -> Result<(), GlaError> {
+) -> Result<Option<Blueprint>, GlaError> {
     #[cfg(feature = "cubecl-backend")]
     if let Some(client) = client(device) {
         let problem = spec.problem(q, v, dtype, gate_dtype);
@@ -39,10 +40,11 @@ pub(super) fn check(
         }
         // the backward is chunked in every form
         if !spec.recurrent || device.is_autodiff() {
-            gla_kernels::check_chunked(&client, &problem, spec.strategy())?;
+            let blueprint = gla_kernels::check_chunked(&client, &problem, spec.strategy)?;
+            return Ok((!spec.recurrent).then_some(blueprint));
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Not kept: a device hands out its client as fast as it answers for a type.

@@ -2,7 +2,7 @@
 
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Tensor};
-use gla_kernels::GateKind;
+use gla_kernels::{Blueprint, GateKind, GlaError, Plan};
 
 use super::{check, device};
 use crate::{GlaOps, GlaSpec, OptionalTensor};
@@ -73,6 +73,10 @@ pub struct GlaOptions {
     /// Chunk length of the kernels, 16, 32 or 64; chosen by problem and device if absent. The scan
     /// plan, which runs on tensor cores, has 64 only. The portable path on the CPU has its own.
     pub chunk: Option<usize>,
+    /// Plan of the chunked kernels; chosen by problem and device if absent. Not to be given with
+    /// `chunk`. The scan plan needs tensor cores that multiply the type of q, and up to 256 key
+    /// channels. The portable path on the CPU has no plans, the recurrent form only in its backward.
+    pub plan: Option<Plan>,
     /// How the forward is computed.
     pub form: Form,
 }
@@ -105,6 +109,12 @@ impl GlaOptions {
     /// Sets the chunk length of the kernels.
     pub fn with_chunk(mut self, chunk: usize) -> Self {
         self.chunk = Some(chunk);
+        self
+    }
+
+    /// Sets the plan of the chunked kernels.
+    pub fn with_plan(mut self, plan: Plan) -> Self {
+        self.plan = Some(plan);
         self
     }
 
@@ -150,20 +160,9 @@ pub struct GlaOutput {
 /// kernels need. The message names the argument, what it is and what it should be (the number of its
 /// axes is for the compiler to check). Nothing has been queued then.
 pub fn gla(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, gate: Gate, options: GlaOptions) -> GlaOutput {
-    check::sequences(&q, &k, &v, &gate, &options).unwrap_or_else(|error| panic!("gla: {error}"));
+    let (spec, _) =
+        checked(&q, &k, &v, &gate, &options).unwrap_or_else(|error| panic!("gla: {error}"));
     let [batch, time, heads, key_dim] = q.dims();
-    let spec = GlaSpec {
-        gate: gate.kind(),
-        scale: options.scale.unwrap_or((key_dim as f64).powf(-0.5)),
-        cu_seqlens: options.cu_seqlens.map(Into::into),
-        chunk: options.chunk,
-        recurrent: match options.form {
-            Form::Auto => time <= RECURRENT_UP_TO,
-            Form::Chunk => false,
-            Form::Recurrent => true,
-        },
-        state_gradient: options.final_state,
-    };
     let value_dim = v.dims()[3];
     if batch * time == 0 {
         // nothing to compute, and back-ends differ in what they make of empty tensors
@@ -175,8 +174,6 @@ pub fn gla(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, gate: Gate, options: GlaOpt
             final_state: options.final_state.then(|| options.initial_state.unwrap_or_else(zeros)),
         };
     }
-    device::check(&q.device(), &spec, q.dims(), v.dims(), q.dtype(), gate.dtype())
-        .unwrap_or_else(|error| panic!("gla: {error}"));
     let gate = match gate {
         Gate::None => OptionalTensor::None,
         Gate::Fixed(gate) => OptionalTensor::Some(gate.into_dispatch()),
@@ -196,4 +193,52 @@ pub fn gla(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, gate: Gate, options: GlaOpt
         output: Tensor::from_dispatch(output),
         final_state: options.final_state.then(|| Tensor::from_dispatch(final_state)),
     }
+}
+
+/// The blueprint that [`gla`] runs for these arguments: the plan, its tiles, and what multiplies them.
+/// The backward runs the same. Nothing is launched.
+///
+/// `None` where the forward runs no chunked kernels: on the CPU, in recurrent form, without any
+/// steps. The backward of the recurrent form runs what [`Form::Chunk`] is told here.
+///
+/// # Errors
+///
+/// Where [`gla`] panics, with the same message.
+pub fn gla_blueprint(
+    q: &Tensor<4>,
+    k: &Tensor<4>,
+    v: &Tensor<4>,
+    gate: &Gate,
+    options: &GlaOptions,
+) -> Result<Option<Blueprint>, GlaError> {
+    checked(q, k, v, gate, options).map(|(_, blueprint)| blueprint)
+}
+
+/// Makes all checks that come before a launch; returns what to launch, and with which blueprint.
+fn checked(
+    q: &Tensor<4>,
+    k: &Tensor<4>,
+    v: &Tensor<4>,
+    gate: &Gate,
+    options: &GlaOptions,
+) -> Result<(GlaSpec, Option<Blueprint>), GlaError> {
+    check::sequences(q, k, v, gate, options)?;
+    let [batch, time, _, key_dim] = q.dims();
+    let spec = GlaSpec {
+        gate: gate.kind(),
+        scale: options.scale.unwrap_or((key_dim as f64).powf(-0.5)),
+        cu_seqlens: options.cu_seqlens.as_deref().map(Into::into),
+        strategy: check::strategy(options)?,
+        recurrent: match options.form {
+            Form::Auto => time <= RECURRENT_UP_TO,
+            Form::Chunk => false,
+            Form::Recurrent => true,
+        },
+        state_gradient: options.final_state,
+    };
+    if batch * time == 0 {
+        return Ok((spec, None));
+    }
+    let blueprint = device::check(&q.device(), &spec, q.dims(), v.dims(), q.dtype(), gate.dtype())?;
+    Ok((spec, blueprint))
 }

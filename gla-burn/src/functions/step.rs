@@ -2,7 +2,7 @@
 
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Tensor};
-use gla_kernels::GateKind;
+use gla_kernels::{GateKind, Strategy};
 
 use super::{check, device};
 use crate::{GlaOps, GlaSpec, OptionalTensor};
@@ -75,7 +75,7 @@ pub fn gla_step(
         gate: kind,
         scale: scale.unwrap_or((key_dim as f64).powf(-0.5)),
         cu_seqlens: None,
-        chunk: None,
+        strategy: Strategy::Inferred,
         recurrent: true,
         state_gradient: true,
     };
