@@ -36,6 +36,8 @@ pub fn check_chunked(
             let chunks = problem.sequences.num_chunks(split.chunk);
             let states = chunks.saturating_mul(dims.heads * dims.key_dim * dims.value_dim);
             check_allocation(client, "the states between chunks", states, 4)?;
+            let pairs = (problem.rows() * dims.heads).saturating_mul(split.chunk);
+            check_allocation(client, "the intra-chunk matrix [B, T, H, chunk]", pairs, 4)?;
         }
         Blueprint::Scan(own) => {
             for (what, elements, size) in scan::scratch(problem, own, &limits) {
@@ -43,8 +45,6 @@ pub fn check_chunked(
             }
         }
     }
-    let pairs = (problem.rows() * dims.heads).saturating_mul(blueprint.chunk());
-    check_allocation(client, "the intra-chunk matrix [B, T, H, chunk]", pairs, 4)?;
     Ok(blueprint)
 }
 
