@@ -12,6 +12,12 @@ use crate::{
 
 /// Checks that [`forward`](fn@crate::forward) and [`backward`](fn@crate::backward) can run a problem
 /// on a device; returns the blueprint that they would run.
+///
+/// # Errors
+///
+/// What [`Problem::validate`] and [`select`](fn@crate::select) return, [`GlaError::UnsupportedDtype`] for a
+/// type of the inputs or the gate, [`GlaError::TooLarge`] and [`GlaError::Allocation`] for outputs and scratch,
+/// and [`GlaError::Argument`] that names `device` where its driver cannot run the kernels.
 pub fn check_chunked(
     client: &Client,
     problem: &Problem,
@@ -49,6 +55,11 @@ pub fn check_chunked(
 }
 
 /// Checks that [`recurrent`](fn@crate::recurrent) can run a problem on a device.
+///
+/// # Errors
+///
+/// What [`Problem::validate`] returns, [`GlaError::UnsupportedDtype`] for a type of the inputs or the gate,
+/// [`GlaError::TooLarge`] and [`GlaError::Allocation`] for outputs, and [`GlaError::Bindings`].
 pub fn check_recurrent(client: &Client, problem: &Problem) -> Result<(), GlaError> {
     check_problem(client, problem)?;
     DeviceLimits::of(client).check_bindings(MAX_BINDINGS)
