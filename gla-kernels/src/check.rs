@@ -15,9 +15,10 @@ use crate::{
 ///
 /// # Errors
 ///
-/// What [`Problem::validate`] and [`select`](fn@crate::select) return, [`GlaError::UnsupportedDtype`] for a
-/// type of the inputs or the gate, [`GlaError::TooLarge`] and [`GlaError::Allocation`] for outputs and scratch,
-/// and [`GlaError::Argument`] that names `device` where its driver cannot run the kernels.
+/// What [`Problem::validate`] and [the choice of a blueprint](fn@crate::select) return,
+/// [`GlaError::UnsupportedDtype`] for a type of the inputs or the gate, [`GlaError::TooLarge`] and
+/// [`GlaError::Allocation`] for outputs and scratch, and [`GlaError::Argument`] that names `device` where its
+/// driver cannot run the kernels.
 pub fn check_chunked(
     client: &Client,
     problem: &Problem,
