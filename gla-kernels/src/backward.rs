@@ -38,6 +38,11 @@ pub struct BackwardArgs {
 }
 
 /// Computes all gradients; returns the blueprint that ran.
+///
+/// # Errors
+///
+/// Before anything is launched: what [`check_chunked`] returns, [`GlaError::Argument`] where gate and kind of
+/// the gate, or gate and `dgate`, disagree, and [`GlaError::BufferSize`] for a buffer that is too small.
 pub fn backward(
     client: &Client,
     problem: &Problem,

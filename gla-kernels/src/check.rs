@@ -12,6 +12,13 @@ use crate::{
 
 /// Checks that [`forward`](fn@crate::forward) and [`backward`](fn@crate::backward) can run a problem
 /// on a device; returns the blueprint that they would run.
+///
+/// # Errors
+///
+/// What [`Problem::validate`] and [the choice of a blueprint](fn@crate::select) return,
+/// [`GlaError::UnsupportedDtype`] for a type of the inputs or the gate, [`GlaError::TooLarge`] and
+/// [`GlaError::Allocation`] for outputs and scratch, and [`GlaError::Argument`] that names `device` where its
+/// driver cannot run the kernels.
 pub fn check_chunked(
     client: &Client,
     problem: &Problem,
@@ -36,6 +43,8 @@ pub fn check_chunked(
             let chunks = problem.sequences.num_chunks(split.chunk);
             let states = chunks.saturating_mul(dims.heads * dims.key_dim * dims.value_dim);
             check_allocation(client, "the states between chunks", states, 4)?;
+            let pairs = (problem.rows() * dims.heads).saturating_mul(split.chunk);
+            check_allocation(client, "the intra-chunk matrix [B, T, H, chunk]", pairs, 4)?;
         }
         Blueprint::Scan(own) => {
             for (what, elements, size) in scan::scratch(problem, own, &limits) {
@@ -43,12 +52,15 @@ pub fn check_chunked(
             }
         }
     }
-    let pairs = (problem.rows() * dims.heads).saturating_mul(blueprint.chunk());
-    check_allocation(client, "the intra-chunk matrix [B, T, H, chunk]", pairs, 4)?;
     Ok(blueprint)
 }
 
 /// Checks that [`recurrent`](fn@crate::recurrent) can run a problem on a device.
+///
+/// # Errors
+///
+/// What [`Problem::validate`] returns, [`GlaError::UnsupportedDtype`] for a type of the inputs or the gate,
+/// [`GlaError::TooLarge`] and [`GlaError::Allocation`] for outputs, and [`GlaError::Bindings`].
 pub fn check_recurrent(client: &Client, problem: &Problem) -> Result<(), GlaError> {
     check_problem(client, problem)?;
     DeviceLimits::of(client).check_bindings(MAX_BINDINGS)

@@ -28,6 +28,11 @@ pub struct ForwardArgs {
 }
 
 /// Computes `o` and the final state; returns the blueprint that ran.
+///
+/// # Errors
+///
+/// Before anything is launched: what [`check_chunked`] returns, [`GlaError::Argument`] where gate and kind of
+/// the gate disagree, and [`GlaError::BufferSize`] for a buffer that is too small.
 pub fn forward(
     client: &Client,
     problem: &Problem,

@@ -169,6 +169,12 @@ pub struct RecurrentArgs {
 }
 
 /// Runs the recurrence over all rows, updating `state` in place.
+///
+/// # Errors
+///
+/// Before anything is launched: what [`check_recurrent`] returns, [`GlaError::Argument`] where gate and kind of
+/// the gate disagree or the state is neither f32 nor of the type of q, and [`GlaError::BufferSize`] for a
+/// buffer that is too small.
 pub fn recurrent(client: &Client, problem: &Problem, args: RecurrentArgs) -> Result<(), GlaError> {
     check_gate(problem, args.gate.is_some())?;
     check_recurrent(client, problem)?;

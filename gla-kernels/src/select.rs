@@ -7,6 +7,11 @@ use crate::{
 
 /// Chooses the blueprint: the scan plan where the device multiplies the type on tensor cores, else
 /// the split plan.
+///
+/// # Errors
+///
+/// What [`Blueprint::validate`] returns of a blueprint that was forced, of the scan plan if it was asked for,
+/// and of the split plan if no choice of its tiles fits the device: then of the first choice.
 pub fn select(
     strategy: Strategy,
     problem: &Problem,

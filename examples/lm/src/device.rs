@@ -116,7 +116,7 @@ fn on_cpu(device: Device, reason: &str) -> Chosen {
 }
 
 fn on_gpu(device: Device, name: &str) -> Chosen {
-    let facts = [name.to_string(), gpu::part(&device), tuning::describe()];
+    let facts = [name.to_string(), gpu::part(&device), tuning::describe(name)];
     let facts: Vec<_> = facts.into_iter().filter(|fact| !fact.is_empty()).collect();
     let label = facts.join(", ");
     Chosen { device, label, is_gpu: true }

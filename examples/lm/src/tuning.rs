@@ -36,13 +36,15 @@ pub fn settle() {
     CubeClRuntimeConfig::try_set(config);
 }
 
-/// What is kept and tried. Fixes it if [`settle`] was not called.
-pub fn describe() -> String {
+/// What is kept and tried on the back-end of that name. Fixes it if [`settle`] was not called.
+#[cfg_attr(not(feature = "persistence"), allow(unused_variables))]
+pub fn describe(back_end: &str) -> String {
     let config = CubeClRuntimeConfig::get();
     #[allow(unused_mut)]
     let mut said: Vec<String> = Vec::new();
     #[cfg(feature = "persistence")]
     said.push(match config.compilation.cache {
+        _ if !keeps(back_end) => "kernels left to the driver's cache".to_string(),
         true => format!("kernels kept in {}", config.environment.path.root().display()),
         false => "kernels not kept".to_string(),
     });
@@ -53,6 +55,17 @@ pub fn describe() -> String {
     });
     let _ = config;
     said.join(", ")
+}
+
+/// Whether CubeCL can keep the kernels of a back-end: PTX and SPIR-V, but neither WGSL nor MSL. What
+/// `wgpu` opens takes SPIR-V where that is compiled in.
+#[cfg(feature = "persistence")]
+fn keeps(back_end: &str) -> bool {
+    match back_end {
+        "cuda" | "vulkan" => true,
+        "wgpu" => cfg!(feature = "vulkan"),
+        _ => false,
+    }
 }
 
 /// Whether CubeCL finds a configuration for programs that run in `folder`, and so reads the level
@@ -82,7 +95,7 @@ mod tests {
             assert!(matches!(level, AutotuneLevel::Minimal), "{level:?}");
         }
         let name = format!("autotune {level:?} ").to_lowercase();
-        assert!(describe().contains(&name), "{}", describe());
+        assert!(describe("cuda").contains(&name), "{}", describe("cuda"));
     }
 
     #[cfg(feature = "persistence")]
@@ -91,7 +104,13 @@ mod tests {
         settle();
         let folder = std::env::current_dir().unwrap();
         assert!(CubeClRuntimeConfig::get().compilation.cache || has_file(&folder));
-        assert!(describe().starts_with("kernels "), "{}", describe());
+        for back_end in ["cuda", "vulkan", "wgpu", "metal"] {
+            assert!(describe(back_end).starts_with("kernels "), "{}", describe(back_end));
+        }
+        let driver = "kernels left to the driver's cache";
+        assert!(describe("metal").starts_with(driver), "{}", describe("metal"));
+        assert_eq!(describe("wgpu").starts_with(driver), !cfg!(feature = "vulkan"));
+        assert!(!describe("vulkan").starts_with(driver), "{}", describe("vulkan"));
     }
 
     #[test]

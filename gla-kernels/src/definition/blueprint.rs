@@ -77,6 +77,10 @@ impl Blueprint {
     }
 
     /// Checks the blueprint against a device and a problem.
+    ///
+    /// # Errors
+    ///
+    /// What [`ScanBlueprint::validate`] or [`SplitBlueprint::validate`] returns.
     pub fn validate(&self, problem: &Problem, limits: &DeviceLimits) -> Result<(), GlaError> {
         match self {
             Blueprint::Scan(blueprint) => blueprint.validate(problem, limits),
@@ -109,6 +113,13 @@ pub struct ScanBlueprint {
 
 impl ScanBlueprint {
     /// Checks the blueprint against a device and a problem.
+    ///
+    /// # Errors
+    ///
+    /// [`GlaError::Argument`] that names `plan` where the device does not multiply the type or the keys are
+    /// too wide, `instruction` where it is not the device's, `segment` where segments have no chunks or are
+    /// too many; [`GlaError::SharedMemory`], [`GlaError::Units`] and [`GlaError::Bindings`] where a kernel does not
+    /// fit the device.
     pub fn validate(&self, problem: &Problem, limits: &DeviceLimits) -> Result<(), GlaError> {
         let has = |types: &[ElemType]| types.contains(&problem.dtype);
         if !has(&limits.mma) && !has(&limits.cmma) {
@@ -176,14 +187,21 @@ pub struct DeviceLimits {
     /// Multiprocessors; where the device does not tell (wgpu), those of a large one: too many cubes cost less
     /// than too few.
     pub processors: usize,
-    /// Types that `mma.m16n8k16` multiplies into f32, with matrix loads from shared memory.
+    /// Of f16 and bf16, those that `mma.m16n8k16` multiplies into f32, with matrix loads from shared memory.
+    /// Empty where planes are not all of 32 units.
     pub mma: Vec<ElemType>,
-    /// Types that 16 x 16 x 16 matrices of a plane multiply into f32.
+    /// Of f16 and bf16, those that 16 x 16 x 16 matrices of a plane multiply, with accumulators in f32 and in
+    /// the type itself. Empty where planes are not all of 32 units, and on every run time but SPIR-V: the
+    /// kernels were compared with the reference there alone.
     pub cmma: Vec<ElemType>,
 }
 
 impl DeviceLimits {
     /// Checks that the device binds as many buffers as the kernels need.
+    ///
+    /// # Errors
+    ///
+    /// [`GlaError::Bindings`] if not.
     pub fn check_bindings(&self, requested: usize) -> Result<(), GlaError> {
         match self.bindings {
             available if requested > available => Err(GlaError::Bindings { requested, available }),
@@ -192,6 +210,10 @@ impl DeviceLimits {
     }
 
     /// Checks that a cube has as much shared memory as a kernel needs.
+    ///
+    /// # Errors
+    ///
+    /// [`GlaError::SharedMemory`] if not.
     pub fn check_shared_memory(
         &self,
         kernel: &'static str,
@@ -206,6 +228,10 @@ impl DeviceLimits {
     }
 
     /// Checks that a cube may have as many units as a kernel needs.
+    ///
+    /// # Errors
+    ///
+    /// [`GlaError::Units`] if not.
     pub fn check_units(&self, kernel: &'static str, requested: usize) -> Result<(), GlaError> {
         match self.units {
             available if requested > available => {
@@ -268,7 +294,8 @@ pub enum Strategy {
     /// From the problem and the device.
     #[default]
     Inferred,
-    /// As inferred, with this chunk length: of the scan plan's or shorter.
+    /// Chunks of so many rows, one of [`CHUNKS`]. 64, the scan plan's own length, is the scan plan where
+    /// that runs and else the split plan; 16 and 32 are the split plan.
     Chunk(usize),
     /// As inferred, with this plan.
     Plan(Plan),
@@ -300,6 +327,13 @@ impl SplitBlueprint {
     }
 
     /// Checks the blueprint against a device.
+    ///
+    /// # Errors
+    ///
+    /// [`GlaError::Chunk`] and [`GlaError::Cols`] for lengths and widths that do not exist,
+    /// [`GlaError::Argument`] for an instruction but [`Instruction::Registers`], and
+    /// [`GlaError::SharedMemory`], [`GlaError::Units`] and [`GlaError::Bindings`] where a kernel does not fit
+    /// the device.
     pub fn validate(&self, limits: &DeviceLimits) -> Result<(), GlaError> {
         if !CHUNKS.contains(&self.chunk) {
             return Err(GlaError::Chunk { allowed: CHUNKS, got: self.chunk });

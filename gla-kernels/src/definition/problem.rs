@@ -9,11 +9,11 @@ use crate::{GlaError, Sequences};
 pub enum GateKind {
     /// No decay: linear attention.
     None,
-    /// One constant per head, `[H]`: RetNet, TransNormerLLM.
+    /// One constant per query head, `[H]`: RetNet, TransNormerLLM.
     Fixed,
-    /// One value per step and head, `[B, T, H]`: Mamba-2's SSD, gated RetNet.
+    /// One value per step and key head, `[B, T, Hk]`: Mamba-2's SSD, gated RetNet.
     Scalar,
-    /// One value per step, head and key channel, `[B, T, H, K]`: GLA, HGRN2.
+    /// One value per step, key head and key channel, `[B, T, Hk, K]`: GLA, HGRN2.
     Vector,
 }
 
@@ -42,7 +42,8 @@ pub struct Dims {
 /// One call of gated linear attention.
 ///
 /// Tensors are row-major and contiguous: `q [B, T, H, K]`, `k [B, T, Hk, K]`, `v [B, T, Hk, V]`,
-/// `o [B, T, H, V]`, state `[N, H, K, V]` in f32, with `N` the number of sequences.
+/// `o [B, T, H, V]`, gate as its [`GateKind`] says, state `[N, H, K, V]` with `N` the number of sequences.
+/// The state is f32; [`recurrent`](fn@crate::recurrent) takes it in the type of `q` too.
 #[derive(Clone, Debug)]
 pub struct Problem {
     /// Head counts, widths and the kind of gate.
@@ -53,7 +54,8 @@ pub struct Problem {
     pub scale: f32,
     /// Type of `q`, `k`, `v`, `o` and their gradients: f32, f16 or bf16.
     pub dtype: ElemType,
-    /// Type of the gate.
+    /// Type of the gate and of its gradient: f32, f16 or bf16, whatever the type of `q`. Kernels are
+    /// compiled with it even where there is no gate: then the type of `q` is a safe choice.
     pub gate_dtype: ElemType,
 }
 
@@ -85,6 +87,11 @@ impl Problem {
     }
 
     /// Checks what the types cannot: head counts, widths, sequence bounds, 32-bit addresses.
+    ///
+    /// # Errors
+    ///
+    /// [`GlaError::EmptyDimension`], [`GlaError::HeadGroups`], what [`Sequences::validate`] returns, and
+    /// [`GlaError::TooLarge`].
     pub fn validate(&self) -> Result<(), GlaError> {
         let Dims { heads, kv_heads, key_dim, value_dim, .. } = self.dims;
         for (name, size) in [

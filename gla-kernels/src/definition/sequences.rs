@@ -50,6 +50,11 @@ impl Sequences {
     }
 
     /// Checks the offsets of packed sequences.
+    ///
+    /// # Errors
+    ///
+    /// [`GlaError::CuSeqlensTooShort`], [`GlaError::CuSeqlensStart`], [`GlaError::CuSeqlensFalling`] or
+    /// [`GlaError::CuSeqlensEnd`].
     pub fn validate(&self) -> Result<(), GlaError> {
         let Sequences::Packed { cu_seqlens, time } = self else {
             return Ok(());

@@ -1,7 +1,7 @@
-//! The f64 oracle and the catalogue of problems that tests and benches share.
+//! The f64 oracle, which tests and benches compare with, and the tests' catalogue of problems.
 //!
 //! * [`mod@reference`]: the recurrence and its gradients as plain loops in f64.
-//! * [`problems`]: every problem a kernel is checked or timed on, named by a readable id.
+//! * [`problems`]: every problem a kernel is tested on, named by a readable id.
 //! * [`compare`]: precisions, and the one measure of agreement.
 //!
 //! Nothing here touches a device: callers upload [`RefInputs`], run a form of the operation and

@@ -1,4 +1,4 @@
-//! The catalogue of problems that tests and benches share.
+//! The catalogue of problems that the tests share.
 //!
 //! The id of a case is the case: [`Case::parse`] turns it into sizes and numbers, so a failure is
 //! repeated from its id alone. Numbers depend on the id only, not on the place in the list.
