@@ -251,10 +251,10 @@ impl DeviceLimits {
             cubes: (hardware.max_cube_count.0, hardware.max_cube_count.1),
             processors: hardware.num_streaming_multiprocessors.unwrap_or(128) as usize,
             mma: tensor_types(client, has_mma),
-            // compared with the reference on these alone. (An adapter opened for WGSL in a build
+            // compared with the reference through SPIR-V alone. (An adapter opened for WGSL in a build
             // that has SPIR-V cannot be told from one opened for SPIR-V; there, kernels do not compile.)
             cmma: match client.name() {
-                "cuda" | "wgpu<spirv>" => tensor_types(client, has_cmma),
+                "wgpu<spirv>" => tensor_types(client, has_cmma),
                 _ => Vec::new(),
             },
         }

@@ -88,9 +88,7 @@ pub(crate) fn put<E: Float, N: Size>(
     #[unroll]
     for n in 0..held {
         let (r, c) = place::<N>(n, from);
-        if all_inside {
-            out[r * stride + c] = x[n];
-        } else if r < CHUNK {
+        if comptime!(all_inside) || r < CHUNK {
             out[r * stride + c] = x[n];
         }
     }
