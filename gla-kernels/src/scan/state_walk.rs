@@ -137,7 +137,7 @@ impl StateSpec {
     fn decay_line(&self) -> DecayLine {
         let (stride, len) = match self.decay {
             Decay::None => (1, 1),
-            // the decay of the whole chunk; those of the rows go with `right`
+            // the decay of the whole chunk; those of the rows go with `update`
             Decay::Rows => (ROWS_LEN, 1),
             Decay::Channels => (self.depth_width, self.depth()),
         };

@@ -20,7 +20,7 @@
 //! Where the decay lies is [`Decay`]. A vector gate has it in the operands `qt` and `kt`, and `dq` and
 //! `dk` leave what the rows of a chunk have to do with each other to `intra_grad`. Without one the
 //! operands are `q` and `k` themselves: a row's decay scales its output, or its row of `left`, and, for the
-//! update, its row of the queries or keys: `update` where they are deep, else `right`.
+//! update, a row of `update` or of `right`, see [`WalkSpec::of_update`].
 //!
 //! A plane owns 16 columns and some of the state's depth; a cube, some columns and all of the depth. The
 //! state stays, transposed, in registers, as the pairs of the accumulators of `update^T right`: with

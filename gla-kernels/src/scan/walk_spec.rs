@@ -338,7 +338,7 @@ impl WalkSpec {
     }
 
     /// Whether the state takes the scale as an operand: in walks forward whose operands hold none. (In
-    /// those backward the queries take it, or hold it; a line of rows' decays holds it.)
+    /// those backward the update takes it, or the queries hold it; a line of rows' decays holds it.)
     pub fn scales_state(&self) -> bool {
         let held = self.decay == Decay::Channels && self.keys == KeyAxis::Depth;
         !self.reversed && self.decay != Decay::Rows && !held
@@ -436,11 +436,10 @@ impl WalkSpec {
         }
     }
 
-    /// Whether `update` is the outputs' gradient and takes a scale: all but its power of two, which the
-    /// products take when they are added to the state.
+    /// Whether the power of two next to a scale that `update` takes is left to the products, when they are
+    /// added to the state: where they are added, for `update` may be a small gradient.
     pub fn splits_scale(&self) -> bool {
-        let gradient = self.keys == KeyAxis::Columns && self.reversed;
-        gradient && self.of_update() != Factors::None
+        self.takes_turns() && self.reversed && self.of_update() != Factors::None
     }
 
     /// Whether `left` takes the decays of its rows on its way to shared memory. Else the outputs take it, for
