@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use crate::plot::{escaped, head};
+use crate::rows::each_once;
 use crate::{Peers, Row};
 
 const WIDTH: f64 = 880.0;
@@ -38,15 +39,13 @@ pub fn lines(title: &str, rows: &[Row], peers: &Peers) -> String {
         }
     };
     let swept: Vec<&Row> = match rows.iter().find(|row| row.pass == "fwdbwd") {
-        Some(first) => rows.iter().filter(|r| r.pass == "fwdbwd" && alike(r, first)).collect(),
+        Some(first) => {
+            let of_chart = |row: &&Row| row.pass == "fwdbwd" && alike(row, first);
+            each_once(rows).into_iter().filter(of_chart).collect()
+        }
         None => Vec::new(),
     };
-    // a row that stands beside several peers is there as many times
-    let first = |n: usize| {
-        let same = |other: &&&Row| (&other.gate, other.shape) == (&swept[n].gate, swept[n].shape);
-        swept[..n].iter().find(same).is_none()
-    };
-    for row in (0..swept.len()).filter(|&n| first(n)).map(|n| swept[n]) {
+    for row in &swept {
         add(format!("gla, {} gate", row.gate), row.shape.time, row.ms);
     }
     for peer in peers.all().iter().filter(|peer| peer.pass == "fwdbwd") {

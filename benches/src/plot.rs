@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use crate::Row;
+use crate::rows::each_once;
 
 const WIDTH: f64 = 880.0;
 const LABEL: f64 = 290.0;
@@ -71,16 +72,13 @@ pub fn svg(title: &str, rows: &[Row]) -> String {
 /// Horizontal bars: the share of each row's time that its bytes and operations take at the measured
 /// ceilings. A row that stands beside several peers is drawn once.
 pub fn roofline(title: &str, rows: &[Row]) -> String {
-    let mut bars: Vec<(String, f64)> = Vec::new();
-    for row in rows {
-        let Row { shape, gate, pass, dtype, plan, .. } = row;
+    let bar = |row: &Row| {
+        let Row { shape, gate, pass, dtype, plan, instruction, .. } = row;
         let state = row.state.as_ref().map(|state| format!(", {state} state")).unwrap_or_default();
-        let name = format!("{shape} {gate} {pass} {dtype} {plan}{state}");
-        match row.roofline {
-            Some(share) if bars.iter().all(|(other, _)| *other != name) => bars.push((name, share)),
-            _ => {}
-        }
-    }
+        let name = format!("{shape} {gate} {pass} {dtype} {plan} {instruction}{state}");
+        row.roofline.map(|share| (name, share))
+    };
+    let bars: Vec<(String, f64)> = each_once(rows).into_iter().filter_map(bar).collect();
     let (label, top) = (LABEL + 90.0, 40.0);
     let room = WIDTH - label - 60.0;
     let height = top + bars.len() as f64 * (BAR + 6.0) + 20.0;

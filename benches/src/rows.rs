@@ -175,6 +175,17 @@ impl fmt::Display for Row {
     }
 }
 
+/// Rows that stand beside several peers, one after the other, once.
+pub(crate) fn each_once(rows: &[Row]) -> Vec<&Row> {
+    fn call(row: &Row) -> impl PartialEq + '_ {
+        let Row { gate, pass, shape, dtype, state, plan, instruction, .. } = row;
+        (gate, pass, shape, dtype, state, plan, instruction)
+    }
+    let mut once: Vec<&Row> = rows.iter().collect();
+    once.dedup_by(|row, last| call(row) == call(last));
+    once
+}
+
 /// The rows as a table in Markdown.
 pub fn markdown(rows: &[Row]) -> String {
     let mut out = String::from(

@@ -223,8 +223,7 @@ fn main() -> Result<()> {
     println!("copy: {:.0} GB/s; matrix product: {:?} TFLOP/s", ceilings.gbps, ceilings.tflops);
 
     let mut rows: Vec<Row> = Vec::new();
-    let mut keep = |mut row: Row, problem: &Problem, timed: &Timed, size: usize| -> Result<()> {
-        let work = work(problem, timed.pass, size);
+    let mut keep = |mut row: Row, work: Work, timed: &Timed| -> Result<()> {
         row.roofline = Some((work.floor_ms(&ceilings) / timed.ms * 1e3).round() / 1e3);
         row.peak_mib = Some(timed.mib);
         for row in peers.beside(row) {
@@ -253,7 +252,7 @@ fn main() -> Result<()> {
             let mut row = Row::new(gate, timed.pass, *shape, dtype, timed.ms, work, &args.date);
             row.plan = format!("{:?}", measured.blueprint.plan()).to_lowercase();
             row.instruction = format!("{:?}", measured.blueprint.instruction()).to_lowercase();
-            keep(row, &problem, timed, 0)?;
+            keep(row, work, timed)?;
         }
     }
     for step in &steps {
@@ -269,7 +268,7 @@ fn main() -> Result<()> {
                 Row::new("vector", timed.pass, shape, &args.dtype, timed.ms, work, &args.date);
             row.state = Some(state.to_string());
             (row.plan, row.instruction) = ("recurrent".into(), "registers".into());
-            keep(row, &problem, &timed, state.size())?;
+            keep(row, work, &timed)?;
         }
     }
     Ok(())

@@ -108,8 +108,9 @@ pub(crate) fn gla_walk_kernel<
     let has_intra = comptime!(spec.intra != Intra::None);
     let by_rows = comptime!(spec.decay == Decay::Rows);
     let scales_state = comptime!(spec.scales_state());
-    let scales_left = comptime!(spec.scales_left());
-    let (of_update, of_right) = comptime!((spec.of_update(), spec.of_right()));
+    let (of_left, of_update) = comptime!((spec.of_left(), spec.of_update()));
+    let of_right = comptime!(spec.of_right());
+    let scales_left = comptime!(of_left != Factors::None);
     // the power of two next to the scale, where the products take it instead of `update`
     let (added, taken) = if comptime!(spec.splits_scale()) {
         (near, 1.0 / near)
@@ -119,10 +120,6 @@ pub(crate) fn gla_walk_kernel<
     // matrices are written from where and to where 16 bytes begin
     let writes_matrices = comptime!(spec.width.is_multiple_of(if rounds_out { 8 } else { 4 }));
     let (out_factors, _) = comptime!(Decay::factors(spec.reversed));
-    let of_left = comptime!(match scales_left {
-        true => Factors::Rows(out_factors),
-        false => Factors::None,
-    });
     let depth_stride = comptime!(depth + 8);
     let column_stride = comptime!(columns + 8);
     let from_left = comptime!(spec.stage(spec.left_heads, spec.depth_width, depth));

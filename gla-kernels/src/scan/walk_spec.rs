@@ -442,10 +442,13 @@ impl WalkSpec {
         self.takes_turns() && self.reversed && self.of_update() != Factors::None
     }
 
-    /// Whether `left` takes the decays of its rows on its way to shared memory. Else the outputs take it, for
+    /// The decays of its rows that `left` takes on its way to shared memory. Else the outputs take them, for
     /// which matrices have to become pairs; the dot products want them so anyway.
-    pub fn scales_left(&self) -> bool {
-        self.takes_turns() && self.decay == Decay::Rows && !self.dots
+    pub fn of_left(&self) -> Factors {
+        match self.takes_turns() && self.decay == Decay::Rows && !self.dots {
+            true => Factors::Rows(Decay::factors(self.reversed).0),
+            false => Factors::None,
+        }
     }
 
     /// Shares of the planes in `dots`.
