@@ -244,6 +244,26 @@ pub(crate) fn scale_rows<E: Float, N: Size>(
     }
 }
 
+/// Multiplies a unit's share of a tile, whose vectors are all of the same columns, with factors of those: in
+/// f32, or rounded as the rows are if `packed`.
+#[cube]
+pub(crate) fn scale_columns<E: Float, N: Size>(
+    x: &mut Array<Vector<E, N>>,
+    by: &Vector<f32, N>,
+    #[comptime] packed: bool,
+    #[comptime] from: Stage,
+) {
+    let rounded = Vector::<E, N>::cast_from(*by);
+    #[unroll]
+    for n in 0..held::<N>(from) {
+        if packed {
+            x[n] *= rounded;
+        } else {
+            x[n] = Vector::cast_from(Vector::<f32, N>::cast_from(x[n]) * *by);
+        }
+    }
+}
+
 /// A piece of a chunk's line of decays `[chunks, H, stride]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DecayLine {

@@ -1,12 +1,14 @@
 //! Kernel `state_walk`: what the chunks of a segment add to a state of zero.
 //!
 //! ```text
-//! state <- decay state + update^T right
+//! state = sum over the chunks of (after update)^T right
 //! ```
 //!
-//! with the operands of [`super::walk`]: keys and `v` for `S`, first chunk to last, or queries and `do` for
-//! `D`, last to first. Without outputs no plane needs another's part of the state: a cube owns a
-//! rectangle of it, a plane a smaller one, which stays, transposed, in registers.
+//! with the operands of [`super::walk`]: keys and `v` for `S`, queries and `do` for `D`. `after` is the decay
+//! of the chunks that the state passes after this one. They are walked against its direction, last to first
+//! for `S` and first to last for `D`, so that `after` is a running product: one matrix product over all rows
+//! of the segment, whose accumulators nothing touches in between. A cube owns a rectangle of the state, a
+//! plane a smaller one, in registers.
 //!
 //! With `mma` tiles lie in shared memory twice: while some planes multiply what is in one half, others put
 //! the next chunk down in the other, and a chunk takes one barrier. With `cmma`, which has less room, once.
@@ -15,14 +17,13 @@ use cubecl::prelude::*;
 
 use super::CHUNK;
 use super::stage::{
-    DecayLine, Stage, fetch, fetch_decays, fetch_factors, held, held_factors, put, put_decays,
-    rows_line, scale_rows,
+    Stage, fetch, fetch_factors, held, held_factors, put, rows_line, scale_columns, scale_rows,
 };
-use super::walk_spec::{Decay, ROWS_LEN, TOTAL, WalkShape, operands};
+use super::walk_spec::{Decay, TOTAL, WalkShape, operands};
 use crate::Instruction;
 use crate::components::{
-    Acc, Left, Pair, Right, Scratch, Slots, add_to, chunk_rows, multiply, pair_position,
-    step_chunk, zero_pairs,
+    Acc, Left, Right, Scratch, Slots, add_to, chunk_rows, multiply, pair_position, step_chunk,
+    zero_pairs,
 };
 
 /// One accumulator at a time.
@@ -122,7 +123,7 @@ impl StateSpec {
     pub fn shared_memory(&self) -> usize {
         let tiles = self.buffers() * CHUNK * (self.depth() + 8 + self.columns() + 8);
         let scratch = SLOTS.bytes(self.units() / 32, 0, self.instruction);
-        2 * tiles + 4 * self.buffers() * self.decay_line().len + scratch
+        2 * tiles + scratch
     }
 
     /// Chunks in shared memory: two save a barrier; with matrices, one twice as wide.
@@ -131,18 +132,6 @@ impl StateSpec {
             Instruction::Cmma => 1,
             _ => 2,
         }
-    }
-
-    /// The piece of a chunk's decays that a cube reads.
-    fn decay_line(&self) -> DecayLine {
-        let (stride, len) = match self.decay {
-            Decay::None => (1, 1),
-            // the decay of the whole chunk; those of the rows go with `update`
-            Decay::Rows => (ROWS_LEN, 1),
-            Decay::Channels => (self.depth_width, self.depth()),
-        };
-        let (units, gated) = (self.units(), self.decay != Decay::None);
-        DecayLine { heads: self.heads, stride, len, units, gated }
     }
 
     fn stage(&self, own_heads: usize, width: usize, cols: usize) -> Stage {
@@ -176,11 +165,10 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     let (depth, columns, units) = comptime!((spec.depth(), spec.columns(), spec.units()));
     let (depth_stride, column_stride) = comptime!((depth + 8, columns + 8));
     let by_rows = comptime!(spec.decay == Decay::Rows);
+    let by_columns = comptime!(spec.decay == Decay::Channels);
     let from_update = comptime!(spec.stage(spec.update_heads, spec.depth_width, depth));
     let from_right = comptime!(spec.stage(spec.right_heads, value_dim, columns));
-    let decay_line = comptime!(spec.decay_line());
     let factors = comptime!(spec.decay.of_rows(spec.reversed));
-    let decay_len = comptime!(decay_line.len);
 
     let task = CUBE_POS;
     if task >= tasks {
@@ -204,123 +192,133 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
         Shared::<[Vector<E, D>]>::new_aligned_slice(comptime!(buffers * update_len), 16usize);
     let mut right_tiles =
         Shared::<[Vector<E, C>]>::new_aligned_slice(comptime!(buffers * right_len), 16usize);
-    let mut decay_tiles = Shared::<[f32]>::new_slice(comptime!(buffers * decay_len));
     let mut scratch = Scratch::<E>::new(comptime!(units / 32), SLOTS, 0usize, by);
 
     let mut next_update = Array::<Vector<E, D>>::new(held::<D>(from_update));
     let mut next_right = Array::<Vector<E, C>>::new(held::<C>(from_right));
     let mut next_factors = Array::<f32>::new(held_factors::<D>(factors, from_update));
-    let mut next_decays = Array::<f32>::new(comptime!(decay_line.held()));
-    let decay0 = if by_rows { TOTAL.runtime() } else { depth0 };
+    // of a chunk, and of those before it: one number, or one for each channel of a unit's vectors
+    let mut next_decay = Vector::<f32, D>::new(1.0);
+    let mut after = Vector::<f32, D>::new(1.0);
 
-    // block n: of columns n / depth_blocks, of the depth n % depth_blocks
-    let mut state = zero_pairs(comptime!(4 * blocks));
+    // block n: of the depth n % depth_blocks, of columns n / depth_blocks
+    let mut sums = Sequence::<Acc>::new();
+    #[unroll]
+    for _n in 0..blocks {
+        sums.push(Acc::zero(by));
+    }
     let first_chunk = table[2 * line] as usize;
     let count = table[2 * line + 1] as usize;
     if count > 0 {
-        let chunk = step_chunk(first_chunk, count, 0usize, spec.reversed);
+        let chunk = step_chunk(first_chunk, count, 0usize, comptime!(!spec.reversed));
         let rows = chunk_rows(table, num_lines, chunk);
         fetch::<E, D>(update, &mut next_update, &rows, head, depth0, from_update);
         fetch::<E, C>(right, &mut next_right, &rows, head, column0, from_right);
-        fetch_factors::<D>(
-            decays,
-            rows_line(chunk, head, spec.heads),
-            &mut next_factors,
-            scale,
-            f32::new(1.0),
-            factors,
-            from_update,
-        );
-        fetch_decays(decays, &mut next_decays, chunk, head, decay0, decay_line);
+        let own_line = rows_line(chunk, head, spec.heads);
+        let one = f32::new(1.0);
+        fetch_factors::<D>(decays, own_line, &mut next_factors, scale, one, factors, from_update);
+        fetch_decay::<D>(decays, &mut next_decay, chunk, head, depth0, spec);
     }
     for step in 0..count {
         let half = step % buffers;
-        let (update_at, right_at, decay_at) =
-            (half * update_len, half * right_len, half * decay_len);
-        let chunk = step_chunk(first_chunk, count, step, spec.reversed);
+        let (update_at, right_at) = (half * update_len, half * right_len);
+        let chunk = step_chunk(first_chunk, count, step, comptime!(!spec.reversed));
         let rows = chunk_rows(table, num_lines, chunk);
-        let own_decays = &mut decay_tiles[decay_at..decay_at + decay_len];
-        put_decays(&next_decays, own_decays, decay0, decay_line);
-        scale_rows::<E, D>(&mut next_update, &next_factors, factors, packed, from_update);
+        if by_columns {
+            scale_columns::<E, D>(&mut next_update, &after, packed, from_update);
+        } else {
+            if by_rows {
+                #[unroll]
+                for n in 0..held::<D>(from_update) {
+                    next_factors[n] *= after.extract(0usize);
+                }
+            }
+            scale_rows::<E, D>(&mut next_update, &next_factors, factors, packed, from_update);
+        }
+        after *= next_decay;
         let own_updates = &mut update_tiles[update_at..update_at + update_len];
         put::<E, D>(&next_update, own_updates, rows.len, depth0, from_update);
-
         let own_rights = &mut right_tiles[right_at..right_at + right_len];
         put::<E, C>(&next_right, own_rights, rows.len, column0, from_right);
         sync_cube();
 
         // after the last it is read once more, for nothing: a branch would wait for what it reads
         let next_step = select(step + 1 < count, step + 1, step);
-        let next_chunk = step_chunk(first_chunk, count, next_step, spec.reversed);
+        let next_chunk = step_chunk(first_chunk, count, next_step, comptime!(!spec.reversed));
         let next_rows = chunk_rows(table, num_lines, next_chunk);
         fetch::<E, D>(update, &mut next_update, &next_rows, head, depth0, from_update);
         fetch::<E, C>(right, &mut next_right, &next_rows, head, column0, from_right);
-        fetch_factors::<D>(
-            decays,
-            rows_line(next_chunk, head, spec.heads),
-            &mut next_factors,
-            scale,
-            f32::new(1.0),
-            factors,
-            from_update,
-        );
-        fetch_decays(decays, &mut next_decays, next_chunk, head, decay0, decay_line);
+        let own_line = rows_line(next_chunk, head, spec.heads);
+        let one = f32::new(1.0);
+        fetch_factors::<D>(decays, own_line, &mut next_factors, scale, one, factors, from_update);
+        fetch_decay::<D>(decays, &mut next_decay, next_chunk, head, depth0, spec);
 
-        #[unroll]
-        for n in 0..comptime!(if spec.decay == Decay::None { 0 } else { 4 * blocks }) {
-            let mut factor = Pair::<f32>::empty();
-            if by_rows {
-                factor = Vector::new(decay_tiles[decay_at]);
-            } else {
-                let (_row, col) = pair_position(comptime!(n % 4));
-                let at = decay_at + plane_row + comptime!(n / 4 % depth_blocks * 16) + col;
-                factor.insert(0usize, decay_tiles[at]);
-                factor.insert(1usize, decay_tiles[at + 1]);
-            }
-            state[n] *= factor;
-        }
-        let mut sums = Sequence::<Acc>::new();
-        #[unroll]
-        for n in 0..blocks {
-            sums.push(Acc::onto(&state, comptime!(4 * n), by));
-        }
         #[unroll]
         for s in 0..4usize {
             let row = half * CHUNK + s * 16;
             let mut lefts = Sequence::<Left<E>>::new();
             #[unroll]
-            for c in 0..column_blocks {
-                let col = plane_column + c * 16;
-                lefts.push(Left::<E>::load(&right_tiles, row, col, column_stride, true, by));
-            }
-            #[unroll]
             for d in 0..depth_blocks {
                 let col = plane_row + d * 16;
-                let right = Right::<E>::load(&update_tiles, row, col, depth_stride, false, by);
+                lefts.push(Left::<E>::load(&update_tiles, row, col, depth_stride, true, by));
+            }
+            #[unroll]
+            for c in 0..column_blocks {
+                let col = plane_column + c * 16;
+                let right = Right::<E>::load(&right_tiles, row, col, column_stride, false, by);
                 #[unroll]
-                for c in 0..column_blocks {
+                for d in 0..depth_blocks {
                     let sum = sums.index_mut(comptime!(c * depth_blocks + d));
-                    multiply::<E>(lefts.index(c), &right, sum);
+                    multiply::<E>(lefts.index(d), &right, sum);
                 }
             }
         }
-        add_to::<E>(&sums, &mut state, &mut scratch, f32::new(1.0), 0usize, by);
         if comptime!(buffers == 1) {
             sync_cube();
         }
     }
 
+    let mut state = zero_pairs(comptime!(4 * blocks));
+    add_to::<E>(&sums, &mut state, &mut scratch, f32::new(1.0), 0usize, by);
     let state_base = (line * spec.heads + head) * comptime!(key_dim * value_dim);
     #[unroll]
     for n in 0..comptime!(4 * blocks) {
         let (row, col) = pair_position(comptime!(n % 4));
-        let key = depth0 + plane_row + comptime!(n / 4 % depth_blocks * 16) + col;
-        let column = column0 + plane_column + comptime!(n / 4 / depth_blocks * 16) + row;
+        let key = depth0 + plane_row + comptime!(n / 4 % depth_blocks * 16) + row;
+        let column = column0 + plane_column + comptime!(n / 4 / depth_blocks * 16) + col;
         #[unroll]
         for e in 0..2usize {
-            if key + e < key_dim && column < value_dim {
-                end[state_base + (key + e) * value_dim + column] = state[n].extract(e);
+            if key < key_dim && column + e < value_dim {
+                end[state_base + key * value_dim + column + e] = state[n].extract(e);
             }
+        }
+    }
+}
+
+/// Reads the decay of a chunk: that of its rows, or those of the channels of a unit's vectors of `update`, which
+/// are the same in all of its rows.
+#[cube]
+fn fetch_decay<N: Size>(
+    decays: &[f32],
+    out: &mut Vector<f32, N>,
+    chunk: usize,
+    head: usize,
+    depth0: usize,
+    #[comptime] spec: StateSpec,
+) {
+    let size = N::value();
+    if comptime!(spec.decay == Decay::Rows) {
+        *out = Vector::new(decays[rows_line(chunk, head, spec.heads) + TOTAL]);
+    }
+    if comptime!(spec.decay == Decay::Channels) {
+        let across = comptime!(spec.depth() / size);
+        comptime!(assert!(spec.units().is_multiple_of(across), "a unit has one column"));
+        let line = (chunk * spec.heads + head) * spec.depth_width;
+        let first = depth0 + UNIT_POS as usize % across * size;
+        #[unroll]
+        for e in 0..size {
+            let i = first + e;
+            out.insert(e, decays[line + select(i < spec.depth_width, i, 0usize)]);
         }
     }
 }
