@@ -8,10 +8,11 @@
 
 mod common;
 
-use common::{Prepared, TestDevice, devices};
+use common::{Prepared, TestDevice, devices, elem_type};
 use gla_kernels::eval::{ABS_FLOOR, Case, CaseGate, RefDType, large, one_shape, small};
 use gla_kernels::{
-    Blueprint, Instruction, Plan, ScanBlueprint, SplitBlueprint, Strategy, check_chunked,
+    Blueprint, DeviceLimits, Instruction, Plan, ScanBlueprint, SplitBlueprint, Strategy,
+    check_chunked,
 };
 
 #[derive(Clone, Copy, PartialEq)]
@@ -152,16 +153,26 @@ fn plans_agree() {
             if !has_scan(&device, dtype) {
                 continue;
             }
-            let chosen = chosen(&device, dtype, CaseGate::Vector).expect("it has the scan plan");
-            let instruction = chosen.instruction();
-            let short = Blueprint::Scan(ScanBlueprint { segment: 1, instruction });
-            for strategy in
-                [Strategy::Plan(Plan::Scan), Strategy::Plan(Plan::Split), Strategy::Forced(short)]
-            {
+            let mut strategies = vec![Strategy::Plan(Plan::Split)];
+            for instruction in instructions(&device, dtype) {
+                for segment in [1, 2, usize::MAX] {
+                    let blueprint = ScanBlueprint { segment, instruction };
+                    strategies.push(Strategy::Forced(Blueprint::Scan(blueprint)));
+                }
+            }
+            for strategy in strategies {
                 check(device.name, &device.client, &few, dtype, RefDType::F32, strategy);
             }
         }
     }
+}
+
+/// The tile instructions of the scan plan that the device has for the type.
+fn instructions(device: &TestDevice, dtype: RefDType) -> Vec<Instruction> {
+    let limits = DeviceLimits::of(&device.client);
+    let elem = elem_type(dtype);
+    let of = [(Instruction::Mma, limits.mma), (Instruction::Cmma, limits.cmma)];
+    of.into_iter().filter(|(_, types)| types.contains(&elem)).map(|(by, _)| by).collect()
 }
 
 /// Whether the device has the scan plan for the type; says so if not. CUDA has it.
