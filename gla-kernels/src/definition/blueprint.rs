@@ -191,8 +191,8 @@ pub struct DeviceLimits {
     /// Empty where planes are not all of 32 units.
     pub mma: Vec<ElemType>,
     /// Of f16 and bf16, those that 16 x 16 x 16 matrices of a plane multiply, with accumulators in f32 and in
-    /// the type itself. Empty where planes are not all of 32 units, and on every run time but SPIR-V: the
-    /// kernels were compared with the reference there alone.
+    /// the type itself. Empty where planes are not all of 32 units, and on every run time but CUDA and SPIR-V:
+    /// the kernels were compared with the reference there alone.
     pub cmma: Vec<ElemType>,
 }
 
@@ -251,10 +251,10 @@ impl DeviceLimits {
             cubes: (hardware.max_cube_count.0, hardware.max_cube_count.1),
             processors: hardware.num_streaming_multiprocessors.unwrap_or(128) as usize,
             mma: tensor_types(client, has_mma),
-            // compared with the reference through SPIR-V alone. (An adapter opened for WGSL in a build
+            // compared with the reference on these alone. (An adapter opened for WGSL in a build
             // that has SPIR-V cannot be told from one opened for SPIR-V; there, kernels do not compile.)
             cmma: match client.name() {
-                "wgpu<spirv>" => tensor_types(client, has_cmma),
+                "cuda" | "wgpu<spirv>" => tensor_types(client, has_cmma),
                 _ => Vec::new(),
             },
         }

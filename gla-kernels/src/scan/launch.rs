@@ -162,6 +162,7 @@ impl Launcher<'_, ScanBlueprint> {
         let spec = StateSpec::new(self.shape(lines, reversed));
         let tasks = spec.tiles() * dims.heads * lines.count;
         let (deep, wide) = (self.vector(spec.depth_width), self.vector(dims.value_dim));
+        let decays_len = self.num_chunks * dims.heads * self.decay_stride();
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
             state_walk::gla_state_walk_kernel::launch_unchecked(
@@ -173,6 +174,10 @@ impl Launcher<'_, ScanBlueprint> {
                 arg(update, rows * spec.update_heads * spec.depth_width / deep),
                 arg(right, rows * spec.right_heads * dims.value_dim / wide),
                 self.decays(&made.decays),
+                match spec.decay {
+                    Decay::Channels => arg(&made.decays, decays_len / 4),
+                    _ => self.table(),
+                },
                 arg(end, self.lines_len(lines)),
                 arg(&lines.table, lines.table_len),
                 lines.count,

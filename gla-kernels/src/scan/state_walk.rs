@@ -65,8 +65,8 @@ impl StateSpec {
         let [q, k, depth_width] = operands(dims);
         // blocks of a plane, planes of a cube, and at least how many of those lie along the values
         let (blocks, planes, across) = match instruction {
-            // 16 planes: more leave a unit less than the 128 registers that this takes
-            Instruction::Mma => ((4, 2), 16, 4),
+            Instruction::Mma => ((4, 4), 8, 2),
+            // as many in fewer planes were slower
             _ => ((2, 4), 8, 2),
         };
         let planes = planes.min(shape.units / 32);
@@ -140,7 +140,7 @@ impl StateSpec {
 }
 
 /// * `update`: `[rows, its heads, depth_width]`; `right`: `[rows, its heads, V]`
-/// * `decays`: `[chunks, H, stride]`, see [`Decay`]
+/// * `decays`: `[chunks, H, stride]`, see [`Decay`]; `channel_decays`: the same, if they are of channels
 /// * `end`: out, `[lines, H, K, V]`
 /// * `table`: the lines and their chunks
 #[cube(launch_unchecked)]
@@ -149,6 +149,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     update: &[Vector<E, D>],
     right: &[Vector<E, C>],
     decays: &[f32],
+    channel_decays: &[Vector<f32, Const<4>>],
     end: &mut [f32],
     table: &[u32],
     num_lines: usize,
@@ -217,7 +218,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
         let own_line = rows_line(chunk, head, spec.heads);
         let one = f32::new(1.0);
         fetch_factors::<D>(decays, own_line, &mut next_factors, scale, one, factors, from_update);
-        fetch_decay::<D>(decays, &mut next_decay, chunk, head, depth0, spec);
+        fetch_decay::<D>(decays, channel_decays, &mut next_decay, chunk, head, depth0, spec);
     }
     for step in 0..count {
         let half = step % buffers;
@@ -251,7 +252,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
         let own_line = rows_line(next_chunk, head, spec.heads);
         let one = f32::new(1.0);
         fetch_factors::<D>(decays, own_line, &mut next_factors, scale, one, factors, from_update);
-        fetch_decay::<D>(decays, &mut next_decay, next_chunk, head, depth0, spec);
+        fetch_decay::<D>(decays, channel_decays, &mut next_decay, next_chunk, head, depth0, spec);
 
         #[unroll]
         for s in 0..4usize {
@@ -295,11 +296,12 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     }
 }
 
-/// Reads the decay of a chunk: that of its rows, or those of the channels of a unit's vectors of `update`, which
-/// are the same in all of its rows.
+/// Reads the decay of a chunk: that of its rows, or those of the channels of a unit's vectors of `update`,
+/// which are the same in all of its rows.
 #[cube]
 fn fetch_decay<N: Size>(
     decays: &[f32],
+    channel_decays: &[Vector<f32, Const<4>>],
     out: &mut Vector<f32, N>,
     chunk: usize,
     head: usize,
@@ -313,12 +315,18 @@ fn fetch_decay<N: Size>(
     if comptime!(spec.decay == Decay::Channels) {
         let across = comptime!(spec.depth() / size);
         comptime!(assert!(spec.units().is_multiple_of(across), "a unit has one column"));
+        comptime!(assert!(size.is_multiple_of(4), "lines are padded"));
         let line = (chunk * spec.heads + head) * spec.depth_width;
         let first = depth0 + UNIT_POS as usize % across * size;
         #[unroll]
-        for e in 0..size {
-            let i = first + e;
-            out.insert(e, decays[line + select(i < spec.depth_width, i, 0usize)]);
+        for n in 0..comptime!(size / 4) {
+            // of channels beyond the line nothing is written
+            let i = select(first < spec.depth_width, first + 4 * n, 0usize);
+            let four = channel_decays[(line + i) / 4];
+            #[unroll]
+            for e in 0..4usize {
+                out.insert(comptime!(4 * n + e), four.extract(e));
+            }
         }
     }
 }
