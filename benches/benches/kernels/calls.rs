@@ -163,8 +163,13 @@ fn precision(dtype: ElemType) -> RefDType {
 
 /// Times forward, and forward + backward, after a first call of each that is checked: all outputs are
 /// finite, and some of one head are those of the reference: `o` and `dq`, which know the past alone,
-/// at the beginning; `dk` and `dv`, which know the future, at the end.
-pub fn chunked(client: &Client, problem: &Problem, strategy: Strategy) -> Result<Measured> {
+/// at the beginning; `dk` and `dv`, which know the future, at the end. Only that unless `times`.
+pub fn chunked(
+    client: &Client,
+    problem: &Problem,
+    strategy: Strategy,
+    times: bool,
+) -> Result<Measured> {
     // what earlier calls left in the pool is none of this one's
     client.memory_cleanup().map_err(|e| anyhow!("cleanup: {e:?}"))?;
     let before = reserved(client);
@@ -197,7 +202,7 @@ pub fn chunked(client: &Client, problem: &Problem, strategy: Strategy) -> Result
     first.compare("o", &eval::forward(&inputs).o, &o, value_dim)?;
     let fwd = Timed {
         pass: "fwd",
-        ms: median_ms(client, || {
+        ms: median_if(times, client, || {
             forward().expect("it has run before");
         }),
         mib: mib(reserved(client).saturating_sub(before)),
@@ -245,7 +250,7 @@ pub fn chunked(client: &Client, problem: &Problem, strategy: Strategy) -> Result
     );
     let both = Timed {
         pass: "fwdbwd",
-        ms: median_ms(client, || {
+        ms: median_if(times, client, || {
             forward().expect("it has run before");
             backward().expect("it has run before");
         }),
@@ -254,8 +259,13 @@ pub fn chunked(client: &Client, problem: &Problem, strategy: Strategy) -> Result
     Ok(Measured { passes: [fwd, both], blueprint })
 }
 
-/// Times one decoding step with a state of that type.
-pub fn decode(client: &Client, problem: &Problem, state_dtype: ElemType) -> Result<Timed> {
+/// Times one decoding step with a state of that type, checked first. Only that unless `times`.
+pub fn decode(
+    client: &Client,
+    problem: &Problem,
+    state_dtype: ElemType,
+    times: bool,
+) -> Result<Timed> {
     client.memory_cleanup().map_err(|e| anyhow!("cleanup: {e:?}"))?;
     let before = reserved(client);
     let Dims { key_dim, value_dim, .. } = problem.dims;
@@ -290,9 +300,14 @@ pub fn decode(client: &Client, problem: &Problem, state_dtype: ElemType) -> Resu
         .map_err(|e| anyhow!(e))?;
     Ok(Timed {
         pass: "decode",
-        ms: median_ms(client, || step().expect("it has run before")),
+        ms: median_if(times, client, || step().expect("it has run before")),
         mib: mib(reserved(client).saturating_sub(before)),
     })
+}
+
+/// Not a number where nothing is timed.
+fn median_if(times: bool, client: &Client, call: impl FnMut()) -> f64 {
+    if times { median_ms(client, call) } else { f64::NAN }
 }
 
 /// Bytes that the device's memory pools hold.

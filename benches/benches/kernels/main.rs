@@ -61,6 +61,10 @@ struct Args {
     /// The first shape of the suite with every gate, plan, instruction and type that the device has
     #[arg(long)]
     catalogue: bool,
+    /// Compare the outputs, and time nothing: what is compiled is kept for a next process that times it, with
+    /// the feature `persistence`
+    #[arg(long)]
+    check: bool,
     /// Print what the device reports, and measure nothing
     #[arg(long)]
     limits: bool,
@@ -219,7 +223,8 @@ fn main() -> Result<()> {
         runs.push(args.run("1,256,2,64,64", &args.gates[0]));
     }
     println!("{}: {name}", args.device);
-    let ceilings = Ceilings { gbps: copy_gbps(&client)?, tflops: peers.matmul_tflops() };
+    let gbps = if args.check { f64::NAN } else { copy_gbps(&client)? };
+    let ceilings = Ceilings { gbps, tflops: peers.matmul_tflops() };
     println!("copy: {:.0} GB/s; matrix product: {:?} TFLOP/s", ceilings.gbps, ceilings.tflops);
 
     let mut rows: Vec<Row> = Vec::new();
@@ -245,7 +250,11 @@ fn main() -> Result<()> {
             }
             strategy => strategy?,
         };
-        let measured = chunked(&client, &problem, strategy).context(what)?;
+        let measured = chunked(&client, &problem, strategy, !args.check).context(what.clone())?;
+        if args.check {
+            println!("{what}: as the reference");
+            continue;
+        }
         for timed in &measured.passes {
             let work = work(&problem, timed.pass, 0);
             let Run { shape, gate, dtype, .. } = &run;
@@ -262,7 +271,12 @@ fn main() -> Result<()> {
         let mut types = vec![f32::elem_type_native(), problem.dtype];
         types.dedup();
         for state in types {
-            let timed = decode(&client, &problem, state).with_context(|| step.clone())?;
+            let timed =
+                decode(&client, &problem, state, !args.check).with_context(|| step.clone())?;
+            if args.check {
+                println!("{step}: as the reference");
+                continue;
+            }
             let work = work(&problem, timed.pass, state.size());
             let mut row =
                 Row::new("vector", timed.pass, shape, &args.dtype, timed.ms, work, &args.date);
