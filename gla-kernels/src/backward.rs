@@ -52,13 +52,13 @@ pub fn backward(
     let blueprint = check_chunked(client, problem, strategy)?;
     check(problem, &args)?;
     tracing::debug!(?blueprint, dims = ?problem.dims, "gla: backward");
-    let (chunk, gate) = (blueprint.chunk(), args.gate.as_ref());
+    let (cut, gate) = (blueprint.cut(), args.gate.as_ref());
     match blueprint {
         Blueprint::Scan(own) => {
-            scan::backward(&Launcher::new(client, problem, chunk, own, gate), &args);
+            scan::backward(&Launcher::new(client, problem, cut, own, gate), &args);
         }
         Blueprint::Split(own) => {
-            split::backward(&Launcher::new(client, problem, chunk, own, gate), &args);
+            split::backward(&Launcher::new(client, problem, cut, own, gate), &args);
         }
     }
     Ok(blueprint)

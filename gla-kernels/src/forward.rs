@@ -42,13 +42,13 @@ pub fn forward(
     let blueprint = check_chunked(client, problem, strategy)?;
     check(problem, &args)?;
     tracing::debug!(?blueprint, dims = ?problem.dims, "gla: forward");
-    let (chunk, gate) = (blueprint.chunk(), args.gate.as_ref());
+    let (cut, gate) = (blueprint.cut(), args.gate.as_ref());
     match blueprint {
         Blueprint::Scan(own) => {
-            scan::forward(&Launcher::new(client, problem, chunk, own, gate), &args);
+            scan::forward(&Launcher::new(client, problem, cut, own, gate), &args);
         }
         Blueprint::Split(own) => {
-            split::forward(&Launcher::new(client, problem, chunk, own, gate), &args);
+            split::forward(&Launcher::new(client, problem, cut, own, gate), &args);
         }
     }
     Ok(blueprint)

@@ -1,11 +1,15 @@
-//! What every launch needs: the device's limits, the chunk table, scratch, and the reductions.
+//! What every launch needs: the device's limits, where the chunks lie, scratch, and the reductions.
 
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
+use crate::components::ChunkMapLaunch;
 use crate::reduce::{self, Sum};
-use crate::{DeviceLimits, GateKind, Problem};
+use crate::{DeviceLimits, GateKind, Lines, Problem, Sequences};
+
+/// Words that a buffer has at least.
+const NOTHING: usize = 2;
 
 /// One chunked call on one device. `B` is the blueprint of its plan, which has the kernels.
 pub(crate) struct Launcher<'a, B> {
@@ -14,33 +18,41 @@ pub(crate) struct Launcher<'a, B> {
     pub problem: &'a Problem,
     pub blueprint: B,
     pub num_chunks: usize,
+    /// The lines along which chunks are walked.
+    pub lines: Lines,
+    chunk: usize,
+    segment: usize,
     gate: Handle,
     table: Handle,
-    table_len: usize,
 }
 
 impl<'a, B> Launcher<'a, B> {
-    /// Uploads the chunk table; the call has been checked.
+    /// Of a call that has been checked, with chunks of so many rows and lines of so many chunks. Uploads where
+    /// packed sequences lie.
     pub fn new(
         client: &'a Client,
         problem: &'a Problem,
-        chunk: usize,
+        (chunk, segment): (usize, usize),
         blueprint: B,
         gate: Option<&Handle>,
     ) -> Self {
-        let table = problem.sequences.chunk_table(chunk);
-        let words = if table.words.is_empty() { vec![0; 2] } else { table.words };
-        let handle = client.create_from_slice(u32::as_bytes(&words));
+        let lines = problem.sequences.lines(chunk, segment);
+        let table = match lines.words.is_empty() {
+            true => client.empty(4 * NOTHING),
+            false => client.create_from_slice(u32::as_bytes(&lines.words)),
+        };
         Launcher {
             client,
             limits: DeviceLimits::of(client),
             problem,
             blueprint,
-            num_chunks: table.num_chunks,
+            num_chunks: lines.num_chunks,
+            lines,
+            chunk,
+            segment,
             // without a gate the kernels read none; any buffer fills the slot
-            gate: gate.unwrap_or(&handle).clone(),
-            table: handle,
-            table_len: words.len(),
+            gate: gate.unwrap_or(&table).clone(),
+            table,
         }
     }
 
@@ -59,14 +71,30 @@ impl<'a, B> Launcher<'a, B> {
         self.problem.rows() * self.problem.dims.heads
     }
 
-    /// The chunk table; also what fills a slot that a kernel does not read.
-    pub fn table(&self) -> BufferArg {
-        arg(&self.table, self.table_len)
+    /// What fills a slot that a kernel does not read.
+    pub fn nothing(&self) -> BufferArg {
+        arg(&self.table, NOTHING)
     }
 
-    /// Handle and length of the chunk table.
-    pub fn table_handle(&self) -> (Handle, usize) {
-        (self.table.clone(), self.table_len)
+    /// Where lines and chunks lie.
+    pub fn map(&self) -> ChunkMapLaunch {
+        let (time, packed) = match self.problem.sequences {
+            Sequences::Uniform { time, .. } => (time, false),
+            Sequences::Packed { .. } => (0, true),
+        };
+        let chunks = time.div_ceil(self.chunk);
+        let segment = if self.lines.segmented { self.segment } else { chunks };
+        ChunkMapLaunch::new(
+            arg(&self.table, self.lines.words.len().max(NOTHING)),
+            self.problem.num_sequences(),
+            self.lines.count,
+            time,
+            chunks,
+            chunks.div_ceil(segment.max(1)).max(1),
+            segment,
+            self.chunk,
+            packed,
+        )
     }
 
     /// The gate.

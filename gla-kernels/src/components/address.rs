@@ -13,11 +13,103 @@ pub struct ChunkRows {
     pub len: usize,
 }
 
-/// Looks a chunk up in the table of [`Sequences::chunk_table`](crate::Sequences::chunk_table).
+/// Where lines (sequences, or segments of them) and chunks lie. Of sequences of one length by arithmetic, so
+/// that a call uploads nothing; of packed ones from the table of [`Lines`](crate::Lines).
+#[derive(CubeType, CubeLaunch)]
+pub struct ChunkMap {
+    /// See [`Lines::words`](crate::Lines::words).
+    table: Box<[u32]>,
+    sequences: usize,
+    lines: usize,
+    /// Of each sequence: rows, chunks, lines; chunks of a line.
+    time: usize,
+    chunks: usize,
+    segments: usize,
+    segment: usize,
+    /// Rows of a chunk.
+    #[cube(comptime)]
+    rows: usize,
+    #[cube(comptime)]
+    packed: bool,
+}
+
+/// A line's chunks, and the rows that they cover.
+#[derive(CubeType)]
+pub struct Line {
+    /// First chunk.
+    pub first: usize,
+    /// Chunks.
+    pub count: usize,
+    start: usize,
+    end: usize,
+    #[cube(comptime)]
+    rows: usize,
+}
+
 #[cube]
-pub fn chunk_rows(table: &[u32], num_sequences: usize, chunk: usize) -> ChunkRows {
-    let at = 2 * (num_sequences + chunk);
-    ChunkRows { start: table[at] as usize, len: table[at + 1] as usize }
+impl ChunkMap {
+    /// The rows of a chunk.
+    pub fn rows_of(&self, chunk: usize) -> ChunkRows {
+        let rows = comptime!(self.rows);
+        if comptime!(self.packed) {
+            let at = self.sequences + 1 + 4 * self.lines + 2 * chunk;
+            ChunkRows { start: self.table[at] as usize, len: self.table[at + 1] as usize }
+        } else {
+            let sequence = chunk / self.chunks;
+            let within = (chunk - sequence * self.chunks) * rows;
+            let left = self.time - within;
+            ChunkRows {
+                start: sequence * self.time + within,
+                len: select(left < rows, left, rows.runtime()),
+            }
+        }
+    }
+
+    /// A line.
+    pub fn line(&self, line: usize) -> Line {
+        let rows = comptime!(self.rows);
+        if comptime!(self.packed) {
+            let at = self.sequences + 1 + 4 * line;
+            Line {
+                first: self.table[at] as usize,
+                count: self.table[at + 1] as usize,
+                start: self.table[at + 2] as usize,
+                end: self.table[at + 3] as usize,
+                rows,
+            }
+        } else {
+            let sequence = line / self.segments;
+            let skipped = (line - sequence * self.segments) * self.segment;
+            let left = self.chunks - skipped;
+            Line {
+                first: sequence * self.chunks + skipped,
+                count: select(left < self.segment, left, self.segment),
+                start: sequence * self.time + skipped * rows,
+                end: (sequence + 1) * self.time,
+                rows,
+            }
+        }
+    }
+
+    /// First line of a sequence, and how many it has.
+    pub fn lines_of(&self, sequence: usize) -> (usize, usize) {
+        if comptime!(self.packed) {
+            let first = self.table[sequence] as usize;
+            (first, self.table[sequence + 1] as usize - first)
+        } else {
+            (sequence * self.segments, self.segments)
+        }
+    }
+}
+
+#[cube]
+impl Line {
+    /// The rows of one of its chunks.
+    pub fn rows_of(&self, chunk: usize) -> ChunkRows {
+        let start = self.start + (chunk - self.first) * comptime!(self.rows);
+        let (left, rows) = (self.end - start, comptime!(self.rows));
+        ChunkRows { start, len: select(left < rows, left, rows.runtime()) }
+    }
 }
 
 /// The chunk of a step along `count` chunks from `first`.

@@ -76,6 +76,14 @@ impl Blueprint {
         }
     }
 
+    /// Rows of a chunk, and chunks that are walked in one go, see [`ScanBlueprint::segment`].
+    pub const fn cut(&self) -> (usize, usize) {
+        match self {
+            Blueprint::Scan(blueprint) => (SCAN_CHUNK, blueprint.segment),
+            Blueprint::Split(blueprint) => (blueprint.chunk, usize::MAX),
+        }
+    }
+
     /// Checks the blueprint against a device and a problem.
     ///
     /// # Errors

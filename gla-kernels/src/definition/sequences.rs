@@ -93,66 +93,69 @@ impl Sequences {
 
     /// Chunks of `chunk` rows, of which none straddles two sequences.
     pub fn num_chunks(&self, chunk: usize) -> usize {
-        self.spans().iter().map(|(_, len)| len.div_ceil(chunk)).sum()
+        match self {
+            Sequences::Uniform { batch, time } => batch * time.div_ceil(chunk),
+            Sequences::Packed { .. } => {
+                self.spans().iter().map(|(_, len)| len.div_ceil(chunk)).sum()
+            }
+        }
     }
 
-    /// The table the kernels read: for each sequence `(first chunk, number of chunks)`, then for
-    /// each chunk `(first row, rows)`. No chunk straddles two sequences.
-    pub fn chunk_table(&self, chunk: usize) -> ChunkTable {
-        let spans = self.spans();
-        let mut words = Vec::with_capacity(2 * spans.len());
-        let mut chunks = Vec::new();
-        for (start, len) in &spans {
-            let count = len.div_ceil(chunk);
-            words.extend([(chunks.len() / 2) as u32, count as u32]);
+    /// The lines along which chunks of `chunk` rows are walked: the sequences, or where the longest has more
+    /// than `segment` chunks, segments of them of so many.
+    pub fn lines(&self, chunk: usize, segment: usize) -> Lines {
+        let segmented = self.longest().div_ceil(chunk) > segment;
+        let num_chunks = self.num_chunks(chunk);
+        let mut lines = Lines { count: self.count(), num_chunks, segmented, words: Vec::new() };
+        match self {
+            Sequences::Uniform { batch, time } if segmented => {
+                lines.count = batch * time.div_ceil(chunk).div_ceil(segment);
+            }
+            Sequences::Uniform { .. } => {}
+            Sequences::Packed { .. } => {
+                let length = if segmented { segment } else { usize::MAX };
+                (lines.words, lines.count) = self.table(chunk, length);
+            }
+        }
+        lines
+    }
+
+    /// See [`Lines::words`]. A sequence without rows is a line, but has no segments.
+    fn table(&self, chunk: usize, segment: usize) -> (Vec<u32>, usize) {
+        let (mut bounds, mut lines, mut chunks) = (vec![0], Vec::new(), Vec::new());
+        for (start, len) in self.spans() {
+            let (first, count) = (chunks.len() / 2, len.div_ceil(chunk));
+            let segments = if segment == usize::MAX { 1 } else { count.div_ceil(segment) };
+            for n in 0..segments {
+                let skipped = n * segment;
+                let row = start + skipped * chunk;
+                let own = segment.min(count - skipped);
+                lines.extend([first + skipped, own, row, start + len].map(|x| x as u32));
+            }
             for c in 0..count {
                 let rows = chunk.min(len - c * chunk);
                 chunks.extend([(start + c * chunk) as u32, rows as u32]);
             }
+            bounds.push(lines.len() as u32 / 4);
         }
-        let num_chunks = chunks.len() / 2;
-        words.extend(chunks);
-        ChunkTable { words, num_sequences: spans.len(), num_chunks }
+        let count = lines.len() / 4;
+        (bounds.into_iter().chain(lines).chain(chunks).collect(), count)
     }
 }
 
-/// See [`Sequences::chunk_table`].
+/// See [`Sequences::lines`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ChunkTable {
-    /// The table as the device reads it.
-    pub words: Vec<u32>,
-    /// Sequences listed.
-    pub num_sequences: usize,
-    /// Chunks listed.
+pub struct Lines {
+    /// How many.
+    pub count: usize,
+    /// Chunks of all of them. None straddles two sequences.
     pub num_chunks: usize,
-}
-
-impl ChunkTable {
-    /// Cuts the sequences into segments of `length` chunks.
-    pub fn segments(&self, length: usize) -> Segments {
-        let chunks = &self.words[2 * self.num_sequences..];
-        let mut words = Vec::new();
-        let mut bounds = vec![0];
-        for sequence in self.words[..2 * self.num_sequences].chunks(2) {
-            let (first, count) = (sequence[0] as usize, sequence[1] as usize);
-            for start in (0..count).step_by(length) {
-                words.extend([(first + start) as u32, length.min(count - start) as u32]);
-            }
-            bounds.push(words.len() as u32 / 2);
-        }
-        let count = words.len() / 2;
-        words.extend(chunks);
-        Segments { table: ChunkTable { words, num_sequences: count, ..*self }, bounds }
-    }
-}
-
-/// See [`ChunkTable::segments`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Segments {
-    /// A table with the segments in the place of sequences.
-    pub table: ChunkTable,
-    /// First segment of each sequence, and the end of the last.
-    pub bounds: Vec<u32>,
+    /// Whether they are segments.
+    pub segmented: bool,
+    /// Sequences of one length are found by arithmetic. Of packed ones, the table that the kernels read: the
+    /// first line of each sequence and the end of the last's; of each line `(first chunk, chunks, first row,
+    /// end of the sequence's rows)`; of each chunk `(first row, rows)`.
+    pub words: Vec<u32>,
 }
 
 #[cfg(test)]
@@ -163,25 +166,30 @@ mod tests {
     fn chunks_do_not_straddle_sequences() {
         let packed = Sequences::Packed { cu_seqlens: vec![0, 5, 5, 64, 130], time: 130 };
         packed.validate().unwrap();
-        let table = packed.chunk_table(64);
-        assert_eq!((table.num_sequences, table.num_chunks), (4, 4));
-        assert_eq!(packed.num_chunks(64), 4);
-        assert_eq!(table.words[..8], [0, 1, 1, 0, 1, 1, 2, 2]);
-        assert_eq!(table.words[8..], [0, 5, 5, 59, 64, 64, 128, 2]);
+        let lines = packed.lines(64, usize::MAX);
+        assert_eq!((lines.count, lines.num_chunks, lines.segmented), (4, 4, false));
+        assert_eq!(lines.words[..5], [0, 1, 2, 3, 4]);
+        let of_lines = [[0, 1, 0, 5], [1, 0, 5, 5], [1, 1, 5, 64], [2, 2, 64, 130]];
+        assert_eq!(lines.words[5..21], of_lines.concat());
+        assert_eq!(lines.words[21..], [0, 5, 5, 59, 64, 64, 128, 2]);
         assert_eq!(packed.longest(), 66);
     }
 
     #[test]
     fn segments_cut_sequences() {
         let packed = Sequences::Packed { cu_seqlens: vec![0, 5, 5, 130], time: 130 };
-        let table = packed.chunk_table(16);
-        assert_eq!((table.num_sequences, table.num_chunks), (3, 9));
-        let segments = table.segments(3);
-        assert_eq!(segments.bounds, [0, 1, 1, 4]);
-        assert_eq!(segments.table.num_sequences, 4);
-        assert_eq!(packed.num_chunks(16 * 3), 4);
-        assert_eq!(segments.table.words[..8], [0, 1, 1, 3, 4, 3, 7, 2]);
-        assert_eq!(segments.table.words[8..], table.words[6..]);
+        let whole = packed.lines(16, usize::MAX);
+        assert_eq!((whole.count, whole.num_chunks), (3, 9));
+        let lines = packed.lines(16, 3);
+        assert_eq!((lines.count, lines.num_chunks, lines.segmented), (4, 9, true));
+        assert_eq!(lines.words[..4], [0, 1, 1, 4]);
+        let of_lines = [[0, 1, 0, 5], [1, 3, 5, 130], [4, 3, 53, 130], [7, 2, 101, 130]];
+        assert_eq!(lines.words[4..20], of_lines.concat());
+        assert_eq!(lines.words[20..], whole.words[16..]);
+        let uniform = Sequences::Uniform { batch: 3, time: 130 }.lines(16, 4);
+        assert_eq!((uniform.count, uniform.num_chunks, uniform.words.len()), (9, 27, 0));
+        let empty = Sequences::Uniform { batch: 3, time: 0 }.lines(16, 4);
+        assert_eq!((empty.count, empty.num_chunks, empty.segmented), (3, 0, false));
     }
 
     #[test]

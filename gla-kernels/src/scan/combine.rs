@@ -8,6 +8,7 @@
 use cubecl::prelude::*;
 
 use super::walk_spec::{Decay, TOTAL};
+use crate::components::ChunkMap;
 use crate::{Dims, SCAN_MAX_SEGMENTS};
 
 /// Units of a cube.
@@ -17,7 +18,6 @@ pub const UNITS: usize = 64;
 ///   `has_start`
 /// * `added`: `[segments, H, K, V]`; `starts`: out, the same shape
 /// * `decays`: `[chunks, H, stride]`, see [`Decay`]
-/// * `table`: segments as [`Segments`](crate::Segments) lists them; `bounds`: its bounds
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn gla_combine_kernel(
@@ -26,8 +26,7 @@ pub(crate) fn gla_combine_kernel(
     added: &[f32],
     starts: &mut [f32],
     decays: &[f32],
-    table: &[u32],
-    bounds: &[u32],
+    map: ChunkMap,
     tasks: usize,
     #[comptime] dims: Dims,
     #[comptime] stride: usize,
@@ -42,18 +41,16 @@ pub(crate) fn gla_combine_kernel(
     let i = task % dims.key_dim;
     let head = (task / dims.key_dim) % dims.heads;
     let sequence = task / comptime!(dims.key_dim * dims.heads);
-    let first = bounds[sequence] as usize;
-    let count = bounds[sequence + 1] as usize - first;
+    let (first, count) = map.lines_of(sequence);
     let unit = UNIT_POS as usize;
 
     let mut totals = Shared::<[f32]>::new_slice(SCAN_MAX_SEGMENTS);
     for segment in range_stepped(unit, count, UNITS) {
-        let chunk0 = table[2 * (first + segment)] as usize;
-        let chunks = table[2 * (first + segment) + 1] as usize;
+        let line = map.line(first + segment);
         let mut w = f32::new(1.0);
         if comptime!(decay != Decay::None) {
             let own = if comptime!(decay == Decay::Rows) { TOTAL.runtime() } else { i };
-            for chunk in chunk0..chunk0 + chunks {
+            for chunk in line.first..line.first + line.count {
                 w *= decays[(chunk * dims.heads + head) * stride + own];
             }
         }

@@ -26,7 +26,7 @@ use super::stage::Stage;
 use super::{CHUNK, ChunkSpec, GROUP, GROUPS, LEVELS};
 use crate::Instruction;
 use crate::components::{
-    Acc, ChunkRows, Left, Right, chunk_rows, is_of_level, multiply, only_level, pair_position,
+    Acc, ChunkMap, ChunkRows, Left, Right, is_of_level, multiply, only_level, pair_position,
     read_or_zero,
 };
 
@@ -70,8 +70,7 @@ pub(crate) fn gla_scan_intra_grad_kernel<
     dq: &mut [Q],
     dk: &mut [P],
     dg: &mut [R],
-    table: &[u32],
-    num_sequences: usize,
+    map: ChunkMap,
     num_chunks: usize,
     tasks: usize,
     scale: f32,
@@ -90,7 +89,7 @@ pub(crate) fn gla_scan_intra_grad_kernel<
     }
     let head = task % dims.heads;
     let chunk = task / dims.heads;
-    let rows = chunk_rows(table, num_sequences, chunk);
+    let rows = map.rows_of(chunk);
 
     let unit = UNIT_POS as usize;
     let channel = unit % slice_len;

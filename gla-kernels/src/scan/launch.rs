@@ -13,7 +13,7 @@ use super::{
     state_walk, walk,
 };
 use crate::launch::{Launcher, arg, cubes, widest_vector};
-use crate::{Instruction, ScanBlueprint, Segments};
+use crate::{Instruction, ScanBlueprint};
 
 /// What `prepare` or `scores` makes of a call.
 pub(crate) struct Prepared {
@@ -29,15 +29,6 @@ pub(crate) struct Prepared {
     pub pair_grads: Handle,
     /// `[rows, H]`, what `scores` knows of the gate's gradient.
     pub dg: Handle,
-}
-
-/// The lines along which the chunks are walked: sequences, or segments of them.
-pub(crate) struct Lines {
-    table: Handle,
-    table_len: usize,
-    /// Offsets of each sequence's segments; none if the lines are the sequences.
-    bounds: Option<Handle>,
-    count: usize,
 }
 
 /// Where the lines start, and where their last states go; `[lines, H, K, V]`.
@@ -83,27 +74,10 @@ impl Launcher<'_, ScanBlueprint> {
         self.shares(out, own_heads, width, parts, part_type)
     }
 
-    /// The lines of the call.
-    pub fn lines(&self) -> Lines {
-        let longest = self.problem.sequences.longest().div_ceil(CHUNK);
-        if longest <= self.blueprint.segment {
-            let (table, table_len) = self.table_handle();
-            return Lines { table, table_len, bounds: None, count: self.problem.num_sequences() };
-        }
-        let table = self.problem.sequences.chunk_table(CHUNK);
-        let Segments { table, bounds } = table.segments(self.blueprint.segment);
-        Lines {
-            table: self.client.create_from_slice(u32::as_bytes(&table.words)),
-            table_len: table.words.len(),
-            bounds: Some(self.client.create_from_slice(u32::as_bytes(&bounds))),
-            count: table.num_sequences,
-        }
-    }
-
     /// What a walk along the lines depends on.
-    pub fn shape(&self, lines: &Lines, reversed: bool) -> WalkShape {
+    pub fn shape(&self, reversed: bool) -> WalkShape {
         let instruction = self.blueprint.instruction;
-        WalkShape::new(self.problem.dims, instruction, &self.limits, lines.count, reversed)
+        WalkShape::new(self.problem.dims, instruction, &self.limits, self.lines.count, reversed)
     }
 
     /// The states between the lines for a walk with `update` and `right`, from `start` to `end` of
@@ -112,19 +86,18 @@ impl Launcher<'_, ScanBlueprint> {
     pub fn ends(
         &self,
         made: &Prepared,
-        lines: &Lines,
         reversed: bool,
         [update, right]: [&Handle; 2],
         start: Option<&Handle>,
         end: &Handle,
     ) -> Ends {
-        let Some(bounds) = &lines.bounds else {
+        if !self.lines.segmented {
             return Ends { start: start.cloned(), end: end.clone() };
-        };
+        }
         let dims = self.problem.dims;
-        let len = self.lines_len(lines);
+        let len = self.lines_len();
         let (added, starts) = (self.scratch(len), self.scratch(len));
-        self.state_walk(made, lines, reversed, [update, right], &added);
+        self.state_walk(made, reversed, [update, right], &added);
         let tasks = self.problem.num_sequences() * dims.heads * dims.key_dim;
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
@@ -132,13 +105,12 @@ impl Launcher<'_, ScanBlueprint> {
                 self.client,
                 cubes(tasks, &self.limits),
                 CubeDim::new_1d(combine::UNITS as u32),
-                start.map_or_else(|| self.table(), |start| arg(start, self.problem.state_len())),
+                start.map_or_else(|| self.nothing(), |start| arg(start, self.problem.state_len())),
                 arg(end, self.problem.state_len()),
                 arg(&added, len),
                 arg(&starts, len),
                 self.decays(&made.decays),
-                arg(&lines.table, lines.table_len),
-                arg(bounds, self.problem.num_sequences() + 1),
+                self.map(),
                 tasks,
                 dims,
                 self.decay_stride(),
@@ -153,14 +125,13 @@ impl Launcher<'_, ScanBlueprint> {
     fn state_walk(
         &self,
         made: &Prepared,
-        lines: &Lines,
         reversed: bool,
         [update, right]: [&Handle; 2],
         end: &Handle,
     ) {
         let (dims, rows) = (self.problem.dims, self.problem.rows());
-        let spec = StateSpec::new(self.shape(lines, reversed));
-        let tasks = spec.tiles() * dims.heads * lines.count;
+        let spec = StateSpec::new(self.shape(reversed));
+        let tasks = spec.tiles() * dims.heads * self.lines.count;
         let (deep, wide) = (self.vector(spec.depth_width), self.vector(dims.value_dim));
         let decays_len = self.num_chunks * dims.heads * self.decay_stride();
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
@@ -176,11 +147,10 @@ impl Launcher<'_, ScanBlueprint> {
                 self.decays(&made.decays),
                 match spec.decay {
                     Decay::Channels => arg(&made.decays, decays_len / 4),
-                    _ => self.table(),
+                    _ => self.nothing(),
                 },
-                arg(end, self.lines_len(lines)),
-                arg(&lines.table, lines.table_len),
-                lines.count,
+                arg(end, self.lines_len()),
+                self.map(),
                 tasks,
                 self.problem.scale,
                 spec,
@@ -190,9 +160,9 @@ impl Launcher<'_, ScanBlueprint> {
         }
     }
 
-    fn lines_len(&self, lines: &Lines) -> usize {
+    fn lines_len(&self) -> usize {
         let dims = self.problem.dims;
-        lines.count * dims.heads * dims.key_dim * dims.value_dim
+        self.lines.count * dims.heads * dims.key_dim * dims.value_dim
     }
 
     /// Length of a line of the decays.
@@ -207,7 +177,7 @@ impl Launcher<'_, ScanBlueprint> {
     fn decays(&self, decays: &Handle) -> BufferArg {
         match self.problem.dims.gate.is_some() && self.num_chunks > 0 {
             true => arg(decays, self.num_chunks * self.problem.dims.heads * self.decay_stride()),
-            false => self.table(),
+            false => self.nothing(),
         }
     }
 
@@ -249,7 +219,7 @@ impl Launcher<'_, ScanBlueprint> {
                 arg(v, rows * dims.kv_heads * dims.value_dim / wide),
                 arg(d_o, row_heads * dims.value_dim / wide),
             ],
-            None => [self.table(), self.table()],
+            None => [self.nothing(), self.nothing()],
         };
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
@@ -269,8 +239,7 @@ impl Launcher<'_, ScanBlueprint> {
                 arg(&made.pair_grads, pair_grads_len.div_ceil(2)),
                 arg(&made.decays, decays_len),
                 arg(&made.dg, dg_len),
-                self.table(),
-                self.problem.num_sequences(),
+                self.map(),
                 tasks,
                 self.problem.scale,
                 self.chunk_spec(),
@@ -301,8 +270,7 @@ impl Launcher<'_, ScanBlueprint> {
                 arg(&left.products, walked.shares() * tasks * walked.padded),
                 self.decays(&made.decays),
                 arg(&made.dg, self.row_heads()),
-                self.table(),
-                self.problem.num_sequences(),
+                self.map(),
                 self.problem.rows(),
                 self.num_chunks,
                 tasks,
@@ -343,8 +311,7 @@ impl Launcher<'_, ScanBlueprint> {
                 arg(&made.kt, self.row_heads() * padded),
                 arg(&made.decays, tasks * padded),
                 arg(&made.pairs, tasks * CHUNK * CHUNK),
-                self.table(),
-                self.problem.num_sequences(),
+                self.map(),
                 tasks,
                 self.problem.scale,
                 self.chunk_spec(),
@@ -355,9 +322,9 @@ impl Launcher<'_, ScanBlueprint> {
     }
 
     /// Kernel `walk`, see [`walk`].
-    pub fn walk(&self, lines: &Lines, walk: Walk) {
+    pub fn walk(&self, walk: Walk) {
         let spec = walk.spec;
-        let tasks = spec.tiles() * spec.parts * spec.heads * lines.count;
+        let tasks = spec.tiles() * spec.parts * spec.heads * self.lines.count;
         if tasks == 0 {
             return;
         }
@@ -367,7 +334,7 @@ impl Launcher<'_, ScanBlueprint> {
         let (pair, written) = (wide.min(2), spec.out_vector(wide));
         // a unit leaves a multiple of eight numbers of its state
         let left = self.vector(8);
-        let none = || self.table();
+        let none = || self.nothing();
         let trace = match walk.trace {
             Some(trace) => arg(trace, self.num_chunks * spec.heads * spec.trace_len() / left),
             None => none(),
@@ -385,7 +352,7 @@ impl Launcher<'_, ScanBlueprint> {
             _ => (none(), none()),
         };
         let out_len = spec.out_len(rows, self.num_chunks);
-        let ends_len = self.lines_len(lines);
+        let ends_len = self.lines_len();
         let read = |handle: &Handle, len: usize| if rows == 0 { none() } else { arg(handle, len) };
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
@@ -414,8 +381,7 @@ impl Launcher<'_, ScanBlueprint> {
                 dots,
                 trace,
                 products,
-                arg(&lines.table, lines.table_len),
-                lines.count,
+                self.map(),
                 rows,
                 self.num_chunks,
                 tasks,
@@ -468,8 +434,7 @@ impl Launcher<'_, ScanBlueprint> {
                 arg(dq.0, row_heads * dims.key_dim),
                 arg(dk.0, row_heads * dims.key_dim),
                 arg(dg.0, row_heads * dims.key_dim),
-                self.table(),
-                self.problem.num_sequences(),
+                self.map(),
                 self.num_chunks,
                 tasks,
                 self.problem.scale,

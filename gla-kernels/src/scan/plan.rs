@@ -4,7 +4,7 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use super::launch::{Ends, Lines, Prepared, Walk};
+use super::launch::{Ends, Prepared, Walk};
 use super::walk_spec::{Decay, WalkSpec};
 use crate::launch::Launcher;
 use crate::{BackwardArgs, ForwardArgs, ScanBlueprint};
@@ -13,28 +13,24 @@ use crate::{BackwardArgs, ForwardArgs, ScanBlueprint};
 ///    are any.
 pub(crate) fn forward(launcher: &Launcher<ScanBlueprint>, args: &ForwardArgs) {
     let made = launcher.made([&args.q, &args.k], None);
-    let lines = launcher.lines();
     let (start, end) = (args.initial_state.as_ref(), &args.final_state);
-    let ends = launcher.ends(&made, &lines, false, [&made.kt, &args.v], start, end);
-    let spec = WalkSpec::values(launcher.shape(&lines, false));
+    let ends = launcher.ends(&made, false, [&made.kt, &args.v], start, end);
+    let spec = WalkSpec::values(launcher.shape(false));
     let dims = launcher.problem.dims;
     let (o, o_type) = launcher.parts(&args.o, dims.heads, dims.value_dim, spec.parts);
-    launcher.walk(
-        &lines,
-        Walk {
-            spec,
-            left: &made.qt,
-            update: &made.kt,
-            right: &args.v,
-            decays: &made.decays,
-            intra: &made.pairs,
-            ends: &ends,
-            out: (&o, o_type),
-            dots: None,
-            trace: None,
-            products: None,
-        },
-    );
+    launcher.walk(Walk {
+        spec,
+        left: &made.qt,
+        update: &made.kt,
+        right: &args.v,
+        decays: &made.decays,
+        intra: &made.pairs,
+        ends: &ends,
+        out: (&o, o_type),
+        dots: None,
+        trace: None,
+        products: None,
+    });
     launcher.sum_shares((&o, o_type), &args.o, dims.heads, dims.value_dim, spec.parts);
 }
 
@@ -49,32 +45,28 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
     let decay = Decay::of(dims.gate);
     let (q, k, v, d_o) = (&args.q, &args.k, &args.v, &args.d_o);
     let made = launcher.made([q, k], Some([v, d_o]));
-    let lines = launcher.lines();
 
     let (start, end) = (args.d_final.as_ref(), &args.dh0);
-    let ends = launcher.ends(&made, &lines, true, [&made.qt, d_o], start, end);
-    let spec = WalkSpec::values(launcher.shape(&lines, true));
+    let ends = launcher.ends(&made, true, [&made.qt, d_o], start, end);
+    let spec = WalkSpec::values(launcher.shape(true));
     let (dv, dv_type) = launcher.parts(&args.dv, dims.kv_heads, dims.value_dim, spec.parts);
-    launcher.walk(
-        &lines,
-        Walk {
-            spec,
-            left: &made.kt,
-            update: &made.qt,
-            right: d_o,
-            decays: &made.decays,
-            intra: &made.pairs,
-            ends: &ends,
-            out: (&dv, dv_type),
-            dots: None,
-            trace: None,
-            products: None,
-        },
-    );
+    launcher.walk(Walk {
+        spec,
+        left: &made.kt,
+        update: &made.qt,
+        right: d_o,
+        decays: &made.decays,
+        intra: &made.pairs,
+        ends: &ends,
+        out: (&dv, dv_type),
+        dots: None,
+        trace: None,
+        products: None,
+    });
     launcher.sum_shares((&dv, dv_type), &args.dv, dims.kv_heads, dims.value_dim, spec.parts);
 
     let f32_type = f32::elem_type_native();
-    let keys = WalkSpec::keys(launcher.shape(&lines, true));
+    let keys = WalkSpec::keys(launcher.shape(true));
     let out_len = keys.out_len(launcher.problem.rows(), launcher.num_chunks);
     let shares = |out, own_heads| match decay {
         Decay::Channels => (launcher.scratch_like(out_len), launcher.problem.dtype),
@@ -83,7 +75,7 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
     let dq = shares(&args.dq, dims.heads);
     let dk = shares(&args.dk, dims.kv_heads);
     let outs = [(&dq.0, dq.1), (&dk.0, dk.1)];
-    let scratch = key_walks(launcher, args, &made, &lines, &ends, outs);
+    let scratch = key_walks(launcher, args, &made, &ends, outs);
 
     let group = dims.heads / dims.kv_heads;
     let key_len = launcher.row_heads() * dims.key_dim;
@@ -134,12 +126,11 @@ fn key_walks(
     launcher: &Launcher<ScanBlueprint>,
     args: &BackwardArgs,
     made: &Prepared,
-    lines: &Lines,
     ends: &Ends,
     [dq, dk]: [(&Handle, ElemType); 2],
 ) -> KeyScratch {
     let (v, d_o) = (&args.v, &args.d_o);
-    let spec = WalkSpec::keys(launcher.shape(lines, true));
+    let spec = WalkSpec::keys(launcher.shape(true));
     let chunk_heads = launcher.num_chunks * launcher.problem.dims.heads;
     let gated = launcher.problem.dims.gate.is_some();
     let scratch = |needed: bool, len: usize| launcher.scratch(if needed { len } else { 1 });
@@ -150,40 +141,34 @@ fn key_walks(
         end: launcher.scratch(launcher.problem.state_len()),
     };
     let trace = gated.then(|| launcher.scratch_like(chunk_heads * spec.trace_len()));
-    launcher.walk(
-        lines,
-        Walk {
-            spec,
-            left: v,
-            update: d_o,
-            right: &made.qt,
-            decays: &made.decays,
-            intra: &made.pair_grads,
-            ends,
-            out: dk,
-            dots: spec.dots.then_some((&args.k, &left.dots[1])),
-            trace: trace.as_ref(),
-            products: None,
-        },
-    );
+    launcher.walk(Walk {
+        spec,
+        left: v,
+        update: d_o,
+        right: &made.qt,
+        decays: &made.decays,
+        intra: &made.pair_grads,
+        ends,
+        out: dk,
+        dots: spec.dots.then_some((&args.k, &left.dots[1])),
+        trace: trace.as_ref(),
+        products: None,
+    });
     let start = args.initial_state.as_ref();
-    let ends = launcher.ends(made, lines, false, [&made.kt, v], start, &left.end);
-    let spec = WalkSpec::keys(launcher.shape(lines, false));
-    launcher.walk(
-        lines,
-        Walk {
-            spec,
-            left: d_o,
-            update: v,
-            right: &made.kt,
-            decays: &made.decays,
-            intra: &made.pair_grads,
-            ends: &ends,
-            out: dq,
-            dots: spec.dots.then_some((&args.q, &left.dots[0])),
-            trace: trace.as_ref(),
-            products: gated.then_some(&left.products),
-        },
-    );
+    let ends = launcher.ends(made, false, [&made.kt, v], start, &left.end);
+    let spec = WalkSpec::keys(launcher.shape(false));
+    launcher.walk(Walk {
+        spec,
+        left: d_o,
+        update: v,
+        right: &made.kt,
+        decays: &made.decays,
+        intra: &made.pair_grads,
+        ends: &ends,
+        out: dq,
+        dots: spec.dots.then_some((&args.q, &left.dots[0])),
+        trace: trace.as_ref(),
+        products: gated.then_some(&left.products),
+    });
     left
 }

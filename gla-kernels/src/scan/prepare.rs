@@ -19,7 +19,7 @@ use super::levels::{
 };
 use super::scores::{PLANES, lower_tile};
 use super::{CHUNK, ChunkSpec, GROUP, GROUPS};
-use crate::components::{Acc, Left, Right, chunk_rows, multiply};
+use crate::components::{Acc, ChunkMap, Left, Right, multiply};
 
 /// Tiles: the six levels, the queries, the keys.
 const TILES: usize = 8;
@@ -51,8 +51,7 @@ pub(crate) fn gla_prepare_kernel<E: Float, G: Float>(
     kt: &mut [E],
     decays: &mut [f32],
     a: &mut [E],
-    table: &[u32],
-    num_sequences: usize,
+    map: ChunkMap,
     tasks: usize,
     scale: f32,
     #[comptime] spec: ChunkSpec,
@@ -67,7 +66,7 @@ pub(crate) fn gla_prepare_kernel<E: Float, G: Float>(
     }
     let head = task % dims.heads;
     let chunk = task / dims.heads;
-    let rows = chunk_rows(table, num_sequences, chunk);
+    let rows = map.rows_of(chunk);
 
     let unit = UNIT_POS as usize;
     let plane = unit / 32;

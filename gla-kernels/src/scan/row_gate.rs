@@ -9,7 +9,7 @@ use cubecl::prelude::*;
 
 use super::CHUNK;
 use super::walk_spec::{ROWS_LEN, TOTAL};
-use crate::components::chunk_rows;
+use crate::components::ChunkMap;
 
 /// Units of a cube.
 pub const UNITS: usize = CHUNK;
@@ -25,8 +25,7 @@ pub(crate) fn gla_row_gate_kernel(
     products: &[f32],
     decays: &[f32],
     dg: &mut [f32],
-    table: &[u32],
-    num_sequences: usize,
+    map: ChunkMap,
     num_rows: usize,
     num_chunks: usize,
     tasks: usize,
@@ -41,7 +40,7 @@ pub(crate) fn gla_row_gate_kernel(
     }
     let head = task % heads;
     let chunk = task / heads;
-    let rows = chunk_rows(table, num_sequences, chunk);
+    let rows = map.rows_of(chunk);
     let t = UNIT_POS as usize;
     let valid = t < rows.len;
     let at = select(valid, (rows.start + t) * heads + head, 0usize);

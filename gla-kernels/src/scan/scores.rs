@@ -17,7 +17,7 @@ use super::stage::{Stage, fetch, held, put_any};
 use super::walk_spec::{Decay, ROWS_LEN, TOTAL};
 use super::{CHUNK, ChunkSpec, LEVELS};
 use crate::components::{
-    Acc, ChunkRows, Left, Pair, Right, Scratch, Slots, add_to, chunk_rows, decay_or_one, multiply,
+    Acc, ChunkMap, ChunkRows, Left, Pair, Right, Scratch, Slots, add_to, decay_or_one, multiply,
     pair_position, zero_pairs,
 };
 
@@ -56,8 +56,7 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size, T: Si
     d_a: &mut [Pair<E>],
     decays: &mut [f32],
     dg: &mut [f32],
-    table: &[u32],
-    num_sequences: usize,
+    map: ChunkMap,
     tasks: usize,
     scale: f32,
     #[comptime] spec: ChunkSpec,
@@ -71,7 +70,7 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size, T: Si
     }
     let head = task % dims.heads;
     let chunk = task / dims.heads;
-    let rows = chunk_rows(table, num_sequences, chunk);
+    let rows = map.rows_of(chunk);
     let unit = UNIT_POS as usize;
     let gated = comptime!(Decay::of(dims.gate) == Decay::Rows);
 

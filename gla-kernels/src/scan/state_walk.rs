@@ -22,7 +22,7 @@ use super::stage::{
 use super::walk_spec::{Decay, TOTAL, WalkShape, operands};
 use crate::Instruction;
 use crate::components::{
-    Acc, Left, Right, Scratch, Slots, add_to, chunk_rows, multiply, pair_position, step_chunk,
+    Acc, ChunkMap, Left, Right, Scratch, Slots, add_to, multiply, pair_position, step_chunk,
     zero_pairs,
 };
 
@@ -142,7 +142,6 @@ impl StateSpec {
 /// * `update`: `[rows, its heads, depth_width]`; `right`: `[rows, its heads, V]`
 /// * `decays`: `[chunks, H, stride]`, see [`Decay`]; `channel_decays`: the same, if they are of channels
 /// * `end`: out, `[lines, H, K, V]`
-/// * `table`: the lines and their chunks
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
@@ -151,8 +150,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     decays: &[f32],
     channel_decays: &[Vector<f32, Const<4>>],
     end: &mut [f32],
-    table: &[u32],
-    num_lines: usize,
+    map: ChunkMap,
     tasks: usize,
     scale: f32,
     #[comptime] spec: StateSpec,
@@ -208,11 +206,11 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     for _n in 0..blocks {
         sums.push(Acc::zero(by));
     }
-    let first_chunk = table[2 * line] as usize;
-    let count = table[2 * line + 1] as usize;
+    let own = map.line(line);
+    let (first_chunk, count) = (own.first, own.count);
     if count > 0 {
         let chunk = step_chunk(first_chunk, count, 0usize, comptime!(!spec.reversed));
-        let rows = chunk_rows(table, num_lines, chunk);
+        let rows = own.rows_of(chunk);
         fetch::<E, D>(update, &mut next_update, &rows, head, depth0, from_update);
         fetch::<E, C>(right, &mut next_right, &rows, head, column0, from_right);
         let own_line = rows_line(chunk, head, spec.heads);
@@ -224,7 +222,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
         let half = step % buffers;
         let (update_at, right_at) = (half * update_len, half * right_len);
         let chunk = step_chunk(first_chunk, count, step, comptime!(!spec.reversed));
-        let rows = chunk_rows(table, num_lines, chunk);
+        let rows = own.rows_of(chunk);
         if by_columns {
             scale_columns::<E, D>(&mut next_update, &after, packed, from_update);
         } else {
@@ -246,7 +244,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
         // after the last it is read once more, for nothing: a branch would wait for what it reads
         let next_step = select(step + 1 < count, step + 1, step);
         let next_chunk = step_chunk(first_chunk, count, next_step, comptime!(!spec.reversed));
-        let next_rows = chunk_rows(table, num_lines, next_chunk);
+        let next_rows = own.rows_of(next_chunk);
         fetch::<E, D>(update, &mut next_update, &next_rows, head, depth0, from_update);
         fetch::<E, C>(right, &mut next_right, &next_rows, head, column0, from_right);
         let own_line = rows_line(next_chunk, head, spec.heads);

@@ -45,8 +45,8 @@ use super::stage::{
 use super::walk_spec::{Decay, Intra, KeyAxis, TOTAL, Trace, WalkSpec};
 use crate::Instruction;
 use crate::components::{
-    Acc, ChunkRows, Left, Pair, Right, Scratch, add_to, chunk_rows, multiply, pair_position,
-    scaled, step_chunk, zero_pairs,
+    Acc, ChunkMap, ChunkRows, Left, Pair, Right, Scratch, add_to, multiply, pair_position, scaled,
+    step_chunk, zero_pairs,
 };
 
 /// * `left`, `update`: `[rows, heads of each, depth_width]`; `right`: `[rows, its heads, width]`
@@ -82,8 +82,7 @@ pub(crate) fn gla_walk_kernel<
     dots: &mut [f32],
     trace: &mut [Vector<E, R>],
     products: &mut [f32],
-    table: &[u32],
-    num_sequences: usize,
+    map: ChunkMap,
     num_rows: usize,
     num_chunks: usize,
     tasks: usize,
@@ -221,11 +220,11 @@ pub(crate) fn gla_walk_kernel<
         column0
     };
 
-    let first_chunk = table[2 * sequence] as usize;
-    let count = table[2 * sequence + 1] as usize;
+    let walked = map.line(sequence);
+    let (first_chunk, count) = (walked.first, walked.count);
     if count > 0 {
         let chunk = step_chunk(first_chunk, count, 0usize, spec.reversed);
-        let rows = chunk_rows(table, num_sequences, chunk);
+        let rows = walked.rows_of(chunk);
         fetch::<E, D>(left, &mut next_left, &rows, head, depth0, from_left);
         fetch_factors::<D>(
             decays,
@@ -251,11 +250,11 @@ pub(crate) fn gla_walk_kernel<
     }
     for step in 0..count {
         let chunk = step_chunk(first_chunk, count, step, spec.reversed);
-        let rows = chunk_rows(table, num_sequences, chunk);
+        let rows = walked.rows_of(chunk);
         // after the last it is read once more, for nothing: a branch would wait for what it reads
         let next_step = select(step + 1 < count, step + 1, step);
         let next_chunk = step_chunk(first_chunk, count, next_step, spec.reversed);
-        let next_rows = chunk_rows(table, num_sequences, next_chunk);
+        let next_rows = walked.rows_of(next_chunk);
         // with `mma` of this chunk and the next in turn: the last planes to scale their state still read the
         // one when the first put down the other
         let decay_at = (step % comptime!(spec.decay_tiles())) * decay_len;

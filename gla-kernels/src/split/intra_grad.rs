@@ -27,7 +27,7 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    Role, chunk_rows, contract, decay_between, decay_or_one, load_pairs, read_or_zero, row_of,
+    ChunkMap, Role, contract, decay_between, decay_or_one, load_pairs, read_or_zero, row_of,
     row_offset, zero_rows,
 };
 
@@ -44,8 +44,7 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
     da: &[f32],
     dx: &mut [f32],
     dg: &mut [f32],
-    table: &[u32],
-    num_sequences: usize,
+    map: ChunkMap,
     tasks: usize,
     #[comptime] spec: StageSpec,
     #[define(E, G)] _dtypes: [ElemType; 2],
@@ -68,7 +67,7 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
     let tile_k = task % tiles_k;
     let head = (task / tiles_k) % dims.heads;
     let chunk = task / comptime!(tiles_k * dims.heads);
-    let rows = chunk_rows(table, num_sequences, chunk);
+    let rows = map.rows_of(chunk);
 
     let unit = UNIT_POS as usize;
     let col = unit % cols;

@@ -11,7 +11,7 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    Role, Source, chunk_rows, contract, decay_between, load_chunk, load_chunk_decays, load_pairs,
+    ChunkMap, Role, Source, contract, decay_between, load_chunk, load_chunk_decays, load_pairs,
     load_rows, read_or_zero, scale_to_edge, zero_rows,
 };
 
@@ -28,8 +28,7 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
     states: &[f32],
     a: &[f32],
     out: &mut [O],
-    table: &[u32],
-    num_sequences: usize,
+    map: ChunkMap,
     tasks: usize,
     scale: f32,
     #[comptime] spec: StageSpec,
@@ -58,7 +57,7 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
     let tile_v = task % tiles_v;
     let head = (task / tiles_v) % dims.heads;
     let chunk = task / comptime!(tiles_v * dims.heads);
-    let rows = chunk_rows(table, num_sequences, chunk);
+    let rows = map.rows_of(chunk);
 
     let unit = UNIT_POS as usize;
     let col = unit % cols;

@@ -12,7 +12,7 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    Role, Source, chunk_rows, contract, decay_between, decay_or_one, load_chunk, read_or_zero,
+    ChunkMap, Role, Source, contract, decay_between, decay_or_one, load_chunk, read_or_zero,
     row_of, zero_rows,
 };
 
@@ -29,8 +29,7 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
     others: &[f32],
     dx: &mut [f32],
     dg: &mut [f32],
-    table: &[u32],
-    num_sequences: usize,
+    map: ChunkMap,
     tasks: usize,
     scale: f32,
     #[comptime] spec: StageSpec,
@@ -57,7 +56,7 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
     let tile_k = task % tiles_k;
     let head = (task / tiles_k) % dims.heads;
     let chunk = task / comptime!(tiles_k * dims.heads);
-    let rows = chunk_rows(table, num_sequences, chunk);
+    let rows = map.rows_of(chunk);
 
     let unit = UNIT_POS as usize;
     let col = unit % cols;

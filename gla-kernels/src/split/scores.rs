@@ -12,7 +12,7 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    Source, chunk_rows, decay_between, load_chunk, load_chunk_decays, scale_to_edge, zero_rows,
+    ChunkMap, Source, decay_between, load_chunk, load_chunk_decays, scale_to_edge, zero_rows,
 };
 
 /// * `q`: `[rows, H, width]`, `k`: `[rows, Hk, width]`
@@ -24,8 +24,7 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float>(
     k: &[E],
     gate: &[G],
     a: &mut [f32],
-    table: &[u32],
-    num_sequences: usize,
+    map: ChunkMap,
     tasks: usize,
     scale: f32,
     #[comptime] spec: StageSpec,
@@ -45,7 +44,7 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float>(
         terminate!();
     }
     let head = task % dims.heads;
-    let rows = chunk_rows(table, num_sequences, task / dims.heads);
+    let rows = map.rows_of(task / dims.heads);
 
     let unit = UNIT_POS as usize;
     let s = unit % chunk_len;

@@ -13,8 +13,8 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    Role, Source, chunk_rows, contract, decay_or_one, load_rows, read_or_zero, row_offset,
-    zero_rows,
+    ChunkMap, Role, Source, contract, decay_or_one, load_rows, read_or_zero, row_offset,
+    step_chunk, zero_rows,
 };
 
 /// * `x`: `k [rows, Hk, K]` (Key) or `q [rows, H, K]` (Query)
@@ -31,8 +31,7 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
     start: &[f32],
     states: &mut [f32],
     end: &mut [f32],
-    table: &[u32],
-    num_sequences: usize,
+    map: ChunkMap,
     tasks: usize,
     scale: f32,
     #[comptime] spec: StageSpec,
@@ -84,14 +83,10 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
         }
     }
 
-    let first_chunk = table[2 * sequence] as usize;
-    let num_chunks = table[2 * sequence + 1] as usize;
-    for step in 0..num_chunks {
-        let mut chunk = first_chunk + step;
-        if !is_key {
-            chunk = first_chunk + num_chunks - 1 - step;
-        }
-        let rows = chunk_rows(table, num_sequences, chunk);
+    let line = map.line(sequence);
+    for step in 0..line.count {
+        let chunk = step_chunk(line.first, line.count, step, comptime!(!is_key));
+        let rows = line.rows_of(chunk);
         let out_at = ((chunk * dims.heads + head) * key_dim + i0) * value_dim + j;
         #[unroll]
         for r in 0..SUB {
