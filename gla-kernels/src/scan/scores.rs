@@ -35,7 +35,7 @@ const PAIRS: usize = CHUNK + 1;
 
 /// Bytes of shared memory for elements of `size` bytes.
 pub const fn shared_memory(spec: ChunkSpec, size: usize) -> usize {
-    let floats = (LEVELS + 1) * CHUNK + CHUNK * PAIRS;
+    let floats = (LEVELS + 2) * CHUNK + CHUNK * PAIRS;
     size * 2 * spec.tile() + 4 * floats + SLOTS.bytes(PLANES, 0, spec.instruction)
 }
 
@@ -79,28 +79,40 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size, T: Si
         Shared::<[Vector<E, T>]>::new_aligned_slice(comptime!(2 * spec.tile() / size), 16usize);
     let mut scratch = Scratch::<E>::new(PLANES, SLOTS, 0usize, by);
     let mut edges = Shared::<[f32]>::new_slice(comptime!(LEVELS * CHUNK));
-    let mut own = Shared::<[f32]>::new_slice(CHUNK);
+    let mut own = Shared::<[f32]>::new_slice(comptime!(2 * CHUNK));
     let pairs_len = comptime!(if backward && gated { CHUNK * PAIRS } else { 1 });
     let mut pairs = Shared::<[f32]>::new_slice(pairs_len);
 
     if comptime!(gated) {
-        for row in range_stepped(unit, CHUNK, UNITS) {
-            let valid = row < rows.len;
-            own[row] = decay_or_one::<G>(gate, rows.start + row, head, 0usize, valid, dims);
-        }
-        sync_cube();
-        for at in range_stepped(unit, comptime!(LEVELS * CHUNK), UNITS) {
-            edges[at] = edge(&own, at / CHUNK, at % CHUNK);
+        // of blocks of 1, 2, 4, .. rows: the decay from their start through the row, and that after the row to
+        // their end. All units of a row do the same
+        let row = unit % CHUNK;
+        let writes = unit < CHUNK;
+        let valid = row < rows.len;
+        let mut through = decay_or_one::<G>(gate, rows.start + row, head, 0usize, valid, dims);
+        let mut after = f32::new(1.0);
+        #[unroll]
+        for level in 0..LEVELS {
+            let block = row >> level;
+            let second = block % 2 == 1;
+            let half = comptime!(level % 2 * CHUNK);
+            if writes {
+                edges[level * CHUNK + row] = select(second, through, after);
+                own[half + row] = through;
+            }
+            sync_cube();
+            // of all of the block beside it
+            let total = own[half + ((block ^ 1) << level) + comptime!((1usize << level) - 1)];
+            through = select(second, total * through, through);
+            after = select(second, after, after * total);
         }
         let line = (chunk * dims.heads + head) * ROWS_LEN;
-        for at in range_stepped(unit, comptime!(TOTAL + 1), UNITS) {
-            // through a row, after a row, and after none
-            let row = at % CHUNK;
-            let through = at < CHUNK;
-            let from = select(through || at == TOTAL, 0usize, row + 1);
-            let to = select(through, row + 1, CHUNK);
-            let w = decay_between(&own, from, to);
-            decays[line + at] = select(through, w * scale, w);
+        if writes {
+            decays[line + row] = through * scale;
+            decays[line + CHUNK + row] = after;
+            if row == comptime!(CHUNK - 1) {
+                decays[line + TOTAL] = through;
+            }
         }
     }
 
@@ -264,28 +276,6 @@ pub(crate) fn row_products<E: Float, N: Size, T: Size>(
 pub(crate) fn lower_tile(n: usize) -> (usize, usize) {
     let t = select(n >= 6, 3usize, select(n >= 3, 2usize, select(n >= 1, 1usize, 0usize)));
     (t, n - t * (t + 1) / 2)
-}
-
-/// Decay of a row at a level: from the boundary of its block's halves through the row, or after the
-/// row to the boundary.
-#[cube]
-fn edge(own: &[f32], level: usize, row: usize) -> f32 {
-    let boundary = ((row >> level) | 1) << level;
-    let second = (row >> level) % 2 == 1;
-    let from = select(second, boundary, row + 1);
-    let to = select(second, row + 1, boundary);
-    decay_between(own, from, to)
-}
-
-/// Product of the decays of rows `from..to`.
-#[cube]
-#[allow(clippy::needless_range_loop)]
-fn decay_between(own: &[f32], from: usize, to: usize) -> f32 {
-    let mut w = f32::new(1.0);
-    for row in from..to {
-        w *= own[row];
-    }
-    w
 }
 
 /// `W[row, col]` for `col <= row`, anything finite above.
