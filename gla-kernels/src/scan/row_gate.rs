@@ -7,8 +7,8 @@
 
 use cubecl::prelude::*;
 
-use super::CHUNK;
 use super::walk_spec::{ROWS_LEN, TOTAL};
+use super::{CHUNK, LEVELS};
 use crate::components::ChunkMap;
 
 /// Units of a cube.
@@ -45,37 +45,42 @@ pub(crate) fn gla_row_gate_kernel(
     let valid = t < rows.len;
     let at = select(valid, (rows.start + t) * heads + head, 0usize);
 
-    let mut from_q = Shared::<[f32]>::new_slice(CHUNK);
-    let mut from_k = Shared::<[f32]>::new_slice(CHUNK);
-    let mut across = Shared::<[f32]>::new_slice(UNITS);
+    let mut tile = Shared::<[f32]>::new_slice(comptime!(2 * 3 * CHUNK));
     let mut sum_q = f32::new(0.0);
     let mut sum_k = f32::new(0.0);
     for share in 0..dot_shares {
         sum_q += dots_q[share * num_rows * heads + at];
         sum_k += dots_k[share * num_rows * heads + at];
     }
-    from_q[t] = select(valid, sum_q, f32::new(0.0));
-    from_k[t] = select(valid, sum_k, f32::new(0.0));
+    sum_q = select(valid, sum_q, f32::new(0.0));
+    sum_k = select(valid, sum_k, f32::new(0.0));
     let mut sum = f32::new(0.0);
     for n in range_stepped(t, comptime!(product_shares * padded), UNITS) {
         let line = ((n / padded) * num_chunks + chunk) * heads + head;
         sum += products[line * padded + n % padded];
     }
-    across[t] = sum;
-    sync_cube();
 
+    // of blocks of 1, 2, 4, .. rows: those from this one on, those before it, and of all
+    let mut from_here = sum_q;
+    let mut before = f32::new(0.0);
+    #[unroll]
+    for level in 0..LEVELS {
+        let half = comptime!(level % 2 * 3 * CHUNK);
+        tile[half + t] = sum_q;
+        tile[half + CHUNK + t] = sum_k;
+        tile[half + 2 * CHUNK + t] = sum;
+        sync_cube();
+        let beside = half + (t ^ comptime!(1usize << level));
+        let second = (t >> level) % 2 == 1;
+        let (of_q, of_k) = (tile[beside], tile[beside + CHUNK]);
+        from_here += select(second, f32::new(0.0), of_q);
+        before += select(second, of_k, f32::new(0.0));
+        sum_q += of_q;
+        sum_k += of_k;
+        sum += tile[beside + 2 * CHUNK];
+    }
     if valid {
-        let mut own = f32::new(0.0);
-        for unit in 0..UNITS {
-            own += across[unit];
-        }
-        own *= decays[(chunk * heads + head) * ROWS_LEN + TOTAL];
-        for row in t..CHUNK {
-            own += from_q[row];
-        }
-        for row in 0..t {
-            own += from_k[row];
-        }
-        dg[at] += own;
+        let across = sum * decays[(chunk * heads + head) * ROWS_LEN + TOTAL];
+        dg[at] += across + from_here + before;
     }
 }

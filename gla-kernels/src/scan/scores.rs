@@ -33,9 +33,12 @@ const SLOTS: Slots = Slots { floats: 1, halves: 0 };
 /// Row stride of the pairs' products: all rows of a column in different banks.
 const PAIRS: usize = CHUNK + 1;
 
+/// Blocks of 16 rows, or columns, of a chunk.
+const BLOCKS: usize = CHUNK / 16;
+
 /// Bytes of shared memory for elements of `size` bytes.
 pub const fn shared_memory(spec: ChunkSpec, size: usize) -> usize {
-    let floats = (LEVELS + 2) * CHUNK + CHUNK * PAIRS;
+    let floats = (LEVELS + 2 + BLOCKS) * CHUNK + CHUNK * PAIRS;
     size * 2 * spec.tile() + 4 * floats + SLOTS.bytes(PLANES, 0, spec.instruction)
 }
 
@@ -82,6 +85,8 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size, T: Si
     let mut own = Shared::<[f32]>::new_slice(comptime!(2 * CHUNK));
     let pairs_len = comptime!(if backward && gated { CHUNK * PAIRS } else { 1 });
     let mut pairs = Shared::<[f32]>::new_slice(pairs_len);
+    let sums_len = comptime!(if backward && gated { BLOCKS * CHUNK } else { 1 });
+    let mut sums_of_pairs = Shared::<[f32]>::new_slice(sums_len);
 
     if comptime!(gated) {
         // of blocks of 1, 2, 4, .. rows: the decay from their start through the row, and that after the row to
@@ -183,24 +188,67 @@ pub(crate) fn gla_scan_scores_kernel<E: Float, G: Float, N: Size, M: Size, T: Si
     }
     if comptime!(backward && gated) {
         sync_cube();
-        // of each row, the sums from the left
-        for row in range_stepped(unit, CHUNK, UNITS) {
-            let mut sum = f32::new(0.0);
-            for col in 0..row + 1 {
-                let pair = pairs[row * PAIRS + col];
-                pairs[row * PAIRS + col] = sum;
-                sum += pair;
-            }
-        }
-        sync_cube();
-        for t in range_stepped(unit, rows.len, UNITS) {
-            let mut sum = f32::new(0.0);
-            for row in t..CHUNK {
-                sum += pairs[row * PAIRS + t];
-            }
-            dg[(rows.start + t) * dims.heads + head] = sum;
+        let sum = straddling(&mut pairs, &mut sums_of_pairs);
+        if unit < rows.len {
+            dg[(rows.start + unit) * dims.heads + head] = sum;
         }
     }
+}
+
+/// What the pairs `[row, column]`, `column <= row`, that straddle a unit's row `t` add up to: those with
+/// `column < t <= row`. A unit works on 16 columns of a row, then on 16 rows of a column. `sums`:
+/// `[BLOCKS, CHUNK]`; the first units have the result.
+#[cube]
+fn straddling(pairs: &mut [f32], sums: &mut [f32]) -> f32 {
+    let (own, block) = (UNIT_POS as usize % CHUNK, UNIT_POS as usize / CHUNK);
+    // of each row, the sums from the left: first in a block of columns,
+    if block < BLOCKS {
+        let at = own * PAIRS + block * 16;
+        let mut values = Array::<f32>::new(16usize);
+        #[unroll]
+        for n in 0..16usize {
+            values[n] = pairs[at + n];
+        }
+        let mut sum = f32::new(0.0);
+        #[unroll]
+        for n in 0..16usize {
+            pairs[at + n] = sum;
+            sum += select(block * 16 + n <= own, values[n], f32::new(0.0));
+        }
+        sums[block * CHUNK + own] = sum;
+    }
+    sync_cube();
+    // then those of the blocks before it
+    if block == 0 {
+        let mut sum = f32::new(0.0);
+        #[unroll]
+        for n in 0..BLOCKS {
+            let of_block = sums[n * CHUNK + own];
+            sums[n * CHUNK + own] = sum;
+            sum += of_block;
+        }
+    }
+    sync_cube();
+    let mut sum = f32::new(0.0);
+    if block < BLOCKS {
+        #[unroll]
+        for n in 0..16usize {
+            let row = block * 16 + n;
+            let before = pairs[row * PAIRS + own] + sums[own / 16 * CHUNK + row];
+            sum += select(row >= own, before, f32::new(0.0));
+        }
+    }
+    sync_cube();
+    if block < BLOCKS {
+        sums[block * CHUNK + own] = sum;
+    }
+    sync_cube();
+    let mut all = f32::new(0.0);
+    #[unroll]
+    for n in 0..BLOCKS {
+        all += sums[n * CHUNK + own];
+    }
+    all
 }
 
 /// `left_t . right_s` of a chunk, below and on the diagonal, if `scales` times `factor`, a power of two:
