@@ -46,17 +46,26 @@ pub fn lines(title: &str, rows: &[Row], peers: &Peers) -> String {
         None => Vec::new(),
     };
     for row in &swept {
-        add(format!("gla, {} gate", row.gate), row.shape.time, row.ms);
+        add(with_gate("gla", &row.gate), row.shape.time, row.ms);
     }
     for peer in peers.all().iter().filter(|peer| peer.pass == "fwdbwd") {
         if swept.iter().any(|row| row.shape == peer.shape) {
-            add(format!("{}, {} gate", peer.name, peer.gate), peer.shape.time, peer.ms);
+            add(with_gate(&peer.name, &peer.gate), peer.shape.time, peer.ms);
         }
     }
     for line in &mut lines {
         line.points.sort_by(|a, b| a.0.total_cmp(&b.0));
     }
     draw(title, &lines)
+}
+
+/// What a line is called.
+fn with_gate(name: &str, gate: &str) -> String {
+    match gate {
+        "none" if name == "gla" => format!("{name}, no gate"),
+        "none" => name.into(),
+        _ => format!("{name}, {gate} gate"),
+    }
 }
 
 fn draw(title: &str, lines: &[Line]) -> String {
@@ -156,7 +165,7 @@ mod tests {
         let text = lines("times", &rows, &Peers::read(file.path()).unwrap());
         assert_eq!(text.matches("<polyline").count(), 3);
         assert_eq!(text.matches("<circle").count(), 3 + 1 + 1);
-        assert!(text.contains("gla, vector gate") && text.contains("a &amp; b, none gate"));
+        assert!(text.contains("gla, vector gate") && text.contains("a &amp; b<"));
         // the same time at all lengths is a level line
         let level = text.lines().find(|line| line.contains("<polyline")).unwrap();
         let heights: Vec<&str> = level

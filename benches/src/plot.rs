@@ -79,7 +79,7 @@ pub fn roofline(title: &str, rows: &[Row]) -> String {
         row.roofline.map(|share| (name, share))
     };
     let bars: Vec<(String, f64)> = each_once(rows).into_iter().filter_map(bar).collect();
-    let (label, top) = (LABEL + 90.0, 40.0);
+    let (label, top) = (LABEL + 150.0, 40.0);
     let room = WIDTH - label - 60.0;
     let height = top + bars.len() as f64 * (BAR + 6.0) + 20.0;
     let mut out = head(title, WIDTH, height) + "\n";
