@@ -7,7 +7,7 @@ said and left out. Run it right before `kernels --peers peers.json`, on the same
 
 fla tunes each kernel over dozens of configurations, which takes minutes to compile in one process. So
 workers compile first, each its share of the configurations, into Triton's cache on disk; the process
-that measures finds them there.
+that measures finds them there. GLA_PEER_WORKERS sets their number; 0 is for a cache that is full already.
 """
 
 import json
@@ -15,8 +15,7 @@ import os
 import subprocess
 import sys
 
-# none: what Triton's cache holds from an earlier run is enough
-WORKERS = int(os.environ.get("GLA_PEER_WORKERS", min(16, os.cpu_count() or 1)))
+WORKERS = int(os.environ.get("GLA_PEER_WORKERS") or min(16, os.cpu_count() or 1))
 worker = os.environ.get("GLA_PEER_WORKER")
 
 # (gate, B, T, H, K, V), as in the suite

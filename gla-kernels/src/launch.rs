@@ -5,8 +5,9 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use crate::components::ChunkMapLaunch;
+use crate::definition::{Lines, Place};
 use crate::reduce::{self, Sum};
-use crate::{DeviceLimits, GateKind, Lines, Problem, Sequences};
+use crate::{DeviceLimits, GateKind, Problem};
 
 /// Words that a buffer has at least.
 const NOTHING: usize = 2;
@@ -17,11 +18,9 @@ pub(crate) struct Launcher<'a, B> {
     pub limits: DeviceLimits,
     pub problem: &'a Problem,
     pub blueprint: B,
-    pub num_chunks: usize,
     /// The lines along which chunks are walked.
     pub lines: Lines,
     chunk: usize,
-    segment: usize,
     gate: Handle,
     table: Handle,
 }
@@ -37,19 +36,17 @@ impl<'a, B> Launcher<'a, B> {
         gate: Option<&Handle>,
     ) -> Self {
         let lines = problem.sequences.lines(chunk, segment);
-        let table = match lines.words.is_empty() {
-            true => client.empty(4 * NOTHING),
-            false => client.create_from_slice(u32::as_bytes(&lines.words)),
+        let table = match &lines.place {
+            Place::Equal { .. } => client.empty(4 * NOTHING),
+            Place::Table(words) => client.create_from_slice(u32::as_bytes(words)),
         };
         Launcher {
             client,
             limits: DeviceLimits::of(client),
             problem,
             blueprint,
-            num_chunks: lines.num_chunks,
             lines,
             chunk,
-            segment,
             // without a gate the kernels read none; any buffer fills the slot
             gate: gate.unwrap_or(&table).clone(),
             table,
@@ -78,22 +75,22 @@ impl<'a, B> Launcher<'a, B> {
 
     /// Where lines and chunks lie.
     pub fn map(&self) -> ChunkMapLaunch {
-        let (time, packed) = match self.problem.sequences {
-            Sequences::Uniform { time, .. } => (time, false),
-            Sequences::Packed { .. } => (0, true),
+        let (len, [time, chunks, segments, segment]) = match &self.lines.place {
+            Place::Equal { time, chunks, segments, segment } => {
+                (NOTHING, [*time, *chunks, *segments, *segment])
+            }
+            Place::Table(words) => (words.len(), [0; 4]),
         };
-        let chunks = time.div_ceil(self.chunk);
-        let segment = if self.lines.segmented { self.segment } else { chunks };
         ChunkMapLaunch::new(
-            arg(&self.table, self.lines.words.len().max(NOTHING)),
+            arg(&self.table, len),
             self.problem.num_sequences(),
             self.lines.count,
             time,
             chunks,
-            chunks.div_ceil(segment.max(1)).max(1),
+            segments,
             segment,
             self.chunk,
-            packed,
+            matches!(self.lines.place, Place::Table(_)),
         )
     }
 

@@ -136,7 +136,7 @@ fn blueprints_agree() {
     }
 }
 
-/// The plan that is not chosen by itself is right too.
+/// Plans and instructions that are not chosen by themselves are right too, and segments of any length.
 #[test]
 fn plans_agree() {
     for device in devices() {
@@ -153,14 +153,8 @@ fn plans_agree() {
             if !has_scan(&device, dtype) {
                 continue;
             }
-            let mut strategies = vec![Strategy::Plan(Plan::Split)];
-            for instruction in instructions(&device, dtype) {
-                for segment in [1, 2, usize::MAX] {
-                    let blueprint = ScanBlueprint { segment, instruction };
-                    strategies.push(Strategy::Forced(Blueprint::Scan(blueprint)));
-                }
-            }
-            for strategy in strategies {
+            let scans = scans_in(&device, dtype, &[1, 2, usize::MAX]);
+            for strategy in [vec![Strategy::Plan(Plan::Split)], scans].concat() {
                 check(device.name, &device.client, &few, dtype, RefDType::F32, strategy);
             }
         }
@@ -172,7 +166,23 @@ fn instructions(device: &TestDevice, dtype: RefDType) -> Vec<Instruction> {
     let limits = DeviceLimits::of(&device.client);
     let elem = elem_type(dtype);
     let of = [(Instruction::Mma, limits.mma), (Instruction::Cmma, limits.cmma)];
-    of.into_iter().filter(|(_, types)| types.contains(&elem)).map(|(by, _)| by).collect()
+    let found: Vec<_> =
+        of.into_iter().filter(|(_, types)| types.contains(&elem)).map(|(by, _)| by).collect();
+    let least = if dtype == RefDType::F16 { 2 } else { 1 };
+    assert!(device.name != "cuda" || found.len() >= least, "{dtype:?} on CUDA: {found:?}");
+    found
+}
+
+/// The scan plan with every instruction of the device, in segments of so many chunks.
+fn scans_in(device: &TestDevice, dtype: RefDType, segments: &[usize]) -> Vec<Strategy> {
+    let mut strategies = Vec::new();
+    for instruction in instructions(device, dtype) {
+        for &segment in segments {
+            let blueprint = ScanBlueprint { segment, instruction };
+            strategies.push(Strategy::Forced(Blueprint::Scan(blueprint)));
+        }
+    }
+    strategies
 }
 
 /// Whether the device has the scan plan for the type; says so if not. CUDA has it.
@@ -207,6 +217,50 @@ fn scan_widths() {
             ]);
             let f32 = RefDType::F32;
             check(device.name, &device.client, &cases, dtype, f32, Strategy::Inferred);
+            for strategy in scans_in(&device, dtype, &[usize::MAX]).into_iter().skip(1) {
+                check(device.name, &device.client, &cases, dtype, f32, strategy);
+            }
+        }
+    }
+}
+
+/// Segments of several chunks, and enough of them for the wider cubes of the walks between them.
+#[test]
+fn segments() {
+    for device in devices() {
+        for dtype in [RefDType::F16, RefDType::BF16] {
+            if !has_scan(&device, dtype) {
+                continue;
+            }
+            let cases = cases(&[
+                "vector-ls1-b2-t580-k72-v130-h20-init-final",
+                "vector-mixed-cu0.5.5.300.580-k200-v40-h40-kv20-final",
+                "scalar-ls16-b2-t580-k64-v150-h20-kv10-init-final",
+                "fixed-ls1-b2-t580-k33-v70-h20-final",
+                "none-b2-t580-k64-v130-h20-init",
+            ]);
+            for strategy in scans_in(&device, dtype, &[4]) {
+                check(device.name, &device.client, &cases, dtype, RefDType::F32, strategy);
+            }
+        }
+    }
+}
+
+/// Calls without a step: states and their gradients pass through.
+#[test]
+fn no_steps() {
+    for device in devices() {
+        for dtype in [RefDType::F32, RefDType::F16, RefDType::BF16] {
+            if !device.supports(dtype) {
+                println!("not applicable: {} has no {dtype:?}", device.name);
+                continue;
+            }
+            let cases = cases(&[
+                "vector-ls1-b2-t0-k33-v20-h4-kv2-init-final",
+                "scalar-ls1-cu0.0.0-k33-v20-h4-kv2-init-final",
+                "none-b2-t0-k33-v20-h4-init-final",
+            ]);
+            check(device.name, &device.client, &cases, dtype, RefDType::F32, Strategy::Inferred);
         }
     }
 }

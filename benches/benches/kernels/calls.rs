@@ -22,6 +22,11 @@ use crate::device::{noise, poisoned, read, upload};
 /// Steps at the beginning and at the end of a sequence that are compared with the reference.
 const COMPARED: usize = 200;
 
+/// Numbers of a head's state, times steps, that the reference goes through for the last state, and for the
+/// gradient of the first: a few seconds. All steps where there are no more; else gates have to have forgotten
+/// the rest.
+const CARRIED: [usize; 2] = [600_000_000, 200_000_000];
+
 /// One pass.
 pub struct Timed {
     pub pass: &'static str,
@@ -108,6 +113,15 @@ impl Piece<'_> {
         self.steps.clone().flat_map(step).map(|&x| f64::from(x)).collect()
     }
 
+    /// Steps from the beginning, or from the end, after which the state does not know of the others.
+    fn enough(problem: &Problem, most: usize, from_end: bool) -> Option<Piece<'_>> {
+        let Dims { key_dim, value_dim, gate, .. } = problem.dims;
+        let time = problem.sequences.longest();
+        let steps = time.min(most / (key_dim * value_dim));
+        let steps = if from_end { time - steps..time } else { 0..steps };
+        (gate.is_some() || steps.len() == time).then_some(Piece { problem, steps })
+    }
+
     fn rounded(&self, x: &[f32], width: usize) -> Vec<f64> {
         let mut x = self.of(x, width);
         precision(self.problem.dtype).round_all(&mut x);
@@ -141,14 +155,23 @@ impl Piece<'_> {
 
     /// With the tolerances of the tests.
     fn compare(&self, name: &str, expected: &[f64], got: &[f32], width: usize) -> Result<()> {
-        let most = match precision(self.problem.dtype) {
-            RefDType::F32 => 1e-4,
-            _ if name == "o" => 4e-3,
-            _ => 5e-3,
-        };
-        let got = self.of(got, width);
-        eval::check(name, expected, &got, most, eval::ABS_FLOOR).map_err(|e| anyhow!(e)).map(drop)
+        compare(self.problem, name, expected, &self.of(got, width))
     }
+}
+
+fn compare(problem: &Problem, name: &str, expected: &[f64], got: &[f64]) -> Result<()> {
+    let most = match precision(problem.dtype) {
+        RefDType::F32 => 1e-4,
+        _ if name == "o" || name == "the final state" => 4e-3,
+        _ => 5e-3,
+    };
+    eval::check(name, expected, got, most, eval::ABS_FLOOR).map_err(|e| anyhow!(e)).map(drop)
+}
+
+/// The state of the first sequence's first head.
+fn first_state(problem: &Problem, states: &[f32]) -> Vec<f64> {
+    let own = &states[..problem.dims.key_dim * problem.dims.value_dim];
+    own.iter().map(|&x| f64::from(x)).collect()
 }
 
 fn precision(dtype: ElemType) -> RefDType {
@@ -163,7 +186,8 @@ fn precision(dtype: ElemType) -> RefDType {
 
 /// Times forward, and forward + backward, after a first call of each that is checked: all outputs are
 /// finite, and some of one head are those of the reference: `o` and `dq`, which know the past alone,
-/// at the beginning; `dk` and `dv`, which know the future, at the end. Only that unless `times`.
+/// at the beginning; `dk` and `dv`, which know the future, at the end. Unless `times` nothing is timed, and the
+/// last state and the gradient of the first are compared too.
 pub fn chunked(
     client: &Client,
     problem: &Problem,
@@ -195,11 +219,15 @@ pub fn chunked(
     };
     let began = Instant::now();
     let blueprint = forward()?;
-    check(client, "the final state", &x.state, f32_type)?;
+    let state = check(client, "the final state", &x.state, f32_type)?;
     let first_forward = began.elapsed().as_secs_f64();
     let o = check(client, "o", &x.o, dtype)?;
     let inputs = first.inputs(&host);
     first.compare("o", &eval::forward(&inputs).o, &o, value_dim)?;
+    if let (false, Some(piece)) = (times, Piece::enough(problem, CARRIED[0], true)) {
+        let expected = eval::forward(&piece.inputs(&host)).final_state;
+        compare(problem, "the final state", &expected, &first_state(problem, &state))?;
+    }
     let fwd = Timed {
         pass: "fwd",
         ms: median_if(times, client, || {
@@ -232,7 +260,7 @@ pub fn chunked(
     };
     let began = Instant::now();
     backward()?;
-    check(client, "dh0", &dh0, f32_type)?;
+    let dh0 = check(client, "dh0", &dh0, f32_type)?;
     let first_backward = began.elapsed().as_secs_f64();
     let dq = check(client, "dq", &dq, dtype)?;
     let dk = check(client, "dk", &dk, dtype)?;
@@ -245,6 +273,11 @@ pub fn chunked(
     let grads = eval::backward(&last.inputs(&host), &last.rounded(&host.d_o, value_dim), None);
     last.compare("dk", &grads.dk, &dk, key_dim)?;
     last.compare("dv", &grads.dv, &dv, value_dim)?;
+    if let (false, Some(piece)) = (times, Piece::enough(problem, CARRIED[1], false)) {
+        let d_o = piece.rounded(&host.d_o, value_dim);
+        let expected = eval::backward(&piece.inputs(&host), &d_o, None).dh0;
+        compare(problem, "dh0", &expected, &first_state(problem, &dh0))?;
+    }
     println!(
         "first calls, which compile: {first_forward:.1} s forward, {first_backward:.1} s backward"
     );

@@ -61,9 +61,9 @@ struct Args {
     /// The first shape of the suite with every gate, plan, instruction and type that the device has
     #[arg(long)]
     catalogue: bool,
-    /// Compare the outputs, and time nothing: what is compiled is kept for a next process that times it, with
-    /// the feature `persistence`
-    #[arg(long)]
+    /// Compare more of the outputs, and time nothing: what is compiled is kept for a next process that times it,
+    /// with the feature `persistence`
+    #[arg(long, conflicts_with = "out")]
     check: bool,
     /// Print what the device reports, and measure nothing
     #[arg(long)]
@@ -225,7 +225,9 @@ fn main() -> Result<()> {
     println!("{}: {name}", args.device);
     let gbps = if args.check { f64::NAN } else { copy_gbps(&client)? };
     let ceilings = Ceilings { gbps, tflops: peers.matmul_tflops() };
-    println!("copy: {:.0} GB/s; matrix product: {:?} TFLOP/s", ceilings.gbps, ceilings.tflops);
+    if !args.check {
+        println!("copy: {gbps:.0} GB/s; matrix product: {:?} TFLOP/s", ceilings.tflops);
+    }
 
     let mut rows: Vec<Row> = Vec::new();
     let mut keep = |mut row: Row, work: Work, timed: &Timed| -> Result<()> {
@@ -252,7 +254,8 @@ fn main() -> Result<()> {
         };
         let measured = chunked(&client, &problem, strategy, !args.check).context(what.clone())?;
         if args.check {
-            println!("{what}: as the reference");
+            let by = measured.blueprint;
+            println!("{what}, {:?}, {:?}: as the reference", by.plan(), by.instruction());
             continue;
         }
         for timed in &measured.passes {

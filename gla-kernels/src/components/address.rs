@@ -14,10 +14,10 @@ pub struct ChunkRows {
 }
 
 /// Where lines (sequences, or segments of them) and chunks lie. Of sequences of one length by arithmetic, so
-/// that a call uploads nothing; of packed ones from the table of [`Lines`](crate::Lines).
+/// that a call uploads nothing; of packed ones from a table, see `definition::Place`.
 #[derive(CubeType, CubeLaunch)]
 pub struct ChunkMap {
-    /// See [`Lines::words`](crate::Lines::words).
+    /// See `definition::Place::Table`.
     table: Box<[u32]>,
     sequences: usize,
     lines: usize,

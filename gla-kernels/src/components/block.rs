@@ -1,7 +1,7 @@
 //! The tensor-core seam: products of 16 x 16 blocks with f32 accumulators, operands from shared memory.
 //!
 //! Two instructions stand behind it, see [`Instruction`]: `mma.m16n8k16`, whose registers are the
-//! kernel's own, and matrices of a plane (`cmma`: Vulkan's cooperative matrices),
+//! kernel's own, and matrices of a plane (`cmma`: Vulkan's cooperative matrices, CUDA's `wmma`),
 //! whose elements no kernel sees but through shared memory. The kernels know one layout, that of
 //! `mma`: a plane of 32 lanes holds a 16 x 16 accumulator as four pairs of neighbouring columns a lane,
 //! pair `2 n + half` in row `lane / 4 + 8 half` and columns `8 n + 2 (lane % 4)` and the next.

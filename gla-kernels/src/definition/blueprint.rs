@@ -28,8 +28,8 @@ pub enum Instruction {
     Registers,
     /// Tensor cores through `mma.m16n8k16`, f32 accumulators in registers: half precision on CUDA.
     Mma,
-    /// Tensor cores through 16 x 16 x 16 matrices of a plane: f16 on Vulkan, where a device with planes
-    /// of 32 has such cooperative matrices, with accumulators in f32 and f16.
+    /// Tensor cores through 16 x 16 x 16 matrices of a plane, with accumulators in f32 and f16: f16 on Vulkan,
+    /// where a device with planes of 32 has such cooperative matrices, and by request on CUDA.
     Cmma,
 }
 
@@ -77,7 +77,7 @@ impl Blueprint {
     }
 
     /// Rows of a chunk, and chunks that are walked in one go, see [`ScanBlueprint::segment`].
-    pub const fn cut(&self) -> (usize, usize) {
+    pub(crate) const fn cut(&self) -> (usize, usize) {
         match self {
             Blueprint::Scan(blueprint) => (SCAN_CHUNK, blueprint.segment),
             Blueprint::Split(blueprint) => (blueprint.chunk, usize::MAX),
@@ -199,8 +199,8 @@ pub struct DeviceLimits {
     /// Empty where planes are not all of 32 units.
     pub mma: Vec<ElemType>,
     /// Of f16 and bf16, those that 16 x 16 x 16 matrices of a plane multiply, with accumulators in f32 and in
-    /// the type itself. Empty where planes are not all of 32 units, and on every run time but CUDA and SPIR-V:
-    /// the kernels were compared with the reference there alone.
+    /// the type itself. Empty where planes are not all of 32 units, and on every run time but SPIR-V and, where
+    /// there is `mma` too, CUDA: the kernels were compared with the reference there alone.
     pub cmma: Vec<ElemType>,
 }
 
@@ -259,10 +259,13 @@ impl DeviceLimits {
             cubes: (hardware.max_cube_count.0, hardware.max_cube_count.1),
             processors: hardware.num_streaming_multiprocessors.unwrap_or(128) as usize,
             mma: tensor_types(client, has_mma),
-            // compared with the reference on these alone. (An adapter opened for WGSL in a build
+            // compared with the reference on these alone, on CUDA with compute capability 9.0. (An adapter opened for WGSL in a build
             // that has SPIR-V cannot be told from one opened for SPIR-V; there, kernels do not compile.)
             cmma: match client.name() {
-                "cuda" | "wgpu<spirv>" => tensor_types(client, has_cmma),
+                "wgpu<spirv>" => tensor_types(client, has_cmma),
+                "cuda" => tensor_types(client, |matmul, elem| {
+                    has_mma(matmul, elem) && has_cmma(matmul, elem)
+                }),
                 _ => Vec::new(),
             },
         }

@@ -103,24 +103,26 @@ impl Sequences {
 
     /// The lines along which chunks of `chunk` rows are walked: the sequences, or where the longest has more
     /// than `segment` chunks, segments of them of so many.
-    pub fn lines(&self, chunk: usize, segment: usize) -> Lines {
+    pub(crate) fn lines(&self, chunk: usize, segment: usize) -> Lines {
         let segmented = self.longest().div_ceil(chunk) > segment;
         let num_chunks = self.num_chunks(chunk);
-        let mut lines = Lines { count: self.count(), num_chunks, segmented, words: Vec::new() };
         match self {
-            Sequences::Uniform { batch, time } if segmented => {
-                lines.count = batch * time.div_ceil(chunk).div_ceil(segment);
+            Sequences::Uniform { batch, time } => {
+                let chunks = time.div_ceil(chunk);
+                let segment = if segmented { segment } else { chunks };
+                let segments = if segmented { chunks.div_ceil(segment) } else { 1 };
+                let place = Place::Equal { time: *time, chunks, segments, segment };
+                Lines { count: batch * segments, num_chunks, segmented, place }
             }
-            Sequences::Uniform { .. } => {}
             Sequences::Packed { .. } => {
                 let length = if segmented { segment } else { usize::MAX };
-                (lines.words, lines.count) = self.table(chunk, length);
+                let (words, count) = self.table(chunk, length);
+                Lines { count, num_chunks, segmented, place: Place::Table(words) }
             }
         }
-        lines
     }
 
-    /// See [`Lines::words`]. A sequence without rows is a line, but has no segments.
+    /// See [`Place::Table`]. A sequence without rows is a line, but has no segments.
     fn table(&self, chunk: usize, segment: usize) -> (Vec<u32>, usize) {
         let (mut bounds, mut lines, mut chunks) = (vec![0], Vec::new(), Vec::new());
         for (start, len) in self.spans() {
@@ -145,22 +147,46 @@ impl Sequences {
 
 /// See [`Sequences::lines`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lines {
+pub(crate) struct Lines {
     /// How many.
     pub count: usize,
     /// Chunks of all of them. None straddles two sequences.
     pub num_chunks: usize,
     /// Whether they are segments.
     pub segmented: bool,
-    /// Sequences of one length are found by arithmetic. Of packed ones, the table that the kernels read: the
-    /// first line of each sequence and the end of the last's; of each line `(first chunk, chunks, first row,
-    /// end of the sequence's rows)`; of each chunk `(first row, rows)`.
-    pub words: Vec<u32>,
+    /// How the kernels find them.
+    pub place: Place,
+}
+
+/// Where lines and chunks lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Sequences of one length: of each its rows, chunks and lines, and the chunks of a line.
+    Equal {
+        /// Rows of a sequence.
+        time: usize,
+        /// Its chunks.
+        chunks: usize,
+        /// Its lines.
+        segments: usize,
+        /// Chunks of a line.
+        segment: usize,
+    },
+    /// Packed ones. The table that the kernels read: the first line of each sequence and the end of the last's; of
+    /// each line `(first chunk, chunks, first row, end of the sequence's rows)`; of each chunk `(first row, rows)`.
+    Table(Vec<u32>),
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn words(lines: &Lines) -> &[u32] {
+        match &lines.place {
+            Place::Table(words) => words,
+            equal => panic!("{equal:?}"),
+        }
+    }
 
     #[test]
     fn chunks_do_not_straddle_sequences() {
@@ -168,10 +194,11 @@ mod tests {
         packed.validate().unwrap();
         let lines = packed.lines(64, usize::MAX);
         assert_eq!((lines.count, lines.num_chunks, lines.segmented), (4, 4, false));
-        assert_eq!(lines.words[..5], [0, 1, 2, 3, 4]);
+        let words = words(&lines);
+        assert_eq!(words[..5], [0, 1, 2, 3, 4]);
         let of_lines = [[0, 1, 0, 5], [1, 0, 5, 5], [1, 1, 5, 64], [2, 2, 64, 130]];
-        assert_eq!(lines.words[5..21], of_lines.concat());
-        assert_eq!(lines.words[21..], [0, 5, 5, 59, 64, 64, 128, 2]);
+        assert_eq!(words[5..21], of_lines.concat());
+        assert_eq!(words[21..], [0, 5, 5, 59, 64, 64, 128, 2]);
         assert_eq!(packed.longest(), 66);
     }
 
@@ -182,12 +209,14 @@ mod tests {
         assert_eq!((whole.count, whole.num_chunks), (3, 9));
         let lines = packed.lines(16, 3);
         assert_eq!((lines.count, lines.num_chunks, lines.segmented), (4, 9, true));
-        assert_eq!(lines.words[..4], [0, 1, 1, 4]);
+        assert_eq!(words(&lines)[..4], [0, 1, 1, 4]);
         let of_lines = [[0, 1, 0, 5], [1, 3, 5, 130], [4, 3, 53, 130], [7, 2, 101, 130]];
-        assert_eq!(lines.words[4..20], of_lines.concat());
-        assert_eq!(lines.words[20..], whole.words[16..]);
+        assert_eq!(words(&lines)[4..20], of_lines.concat());
+        assert_eq!(words(&lines)[20..], words(&whole)[16..]);
         let uniform = Sequences::Uniform { batch: 3, time: 130 }.lines(16, 4);
-        assert_eq!((uniform.count, uniform.num_chunks, uniform.words.len()), (9, 27, 0));
+        assert_eq!((uniform.count, uniform.num_chunks), (9, 27));
+        let equal = Place::Equal { time: 130, chunks: 9, segments: 3, segment: 4 };
+        assert_eq!(uniform.place, equal);
         let empty = Sequences::Uniform { batch: 3, time: 0 }.lines(16, 4);
         assert_eq!((empty.count, empty.num_chunks, empty.segmented), (3, 0, false));
     }

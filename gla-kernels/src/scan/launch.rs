@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::plan::KeyScratch;
-use super::stage::packs;
+use super::stage::scales_in_half;
 use super::state_walk::StateSpec;
 use super::walk_spec::{Decay, Intra, ROWS_LEN, WalkShape, WalkSpec};
 use super::{
@@ -82,7 +82,6 @@ impl Launcher<'_, ScanBlueprint> {
 
     /// The states between the lines for a walk with `update` and `right`, from `start` to `end` of
     /// the sequences: a first walk and `combine`, see [`combine`], if the lines are segments.
-    #[allow(clippy::too_many_arguments)]
     pub fn ends(
         &self,
         made: &Prepared,
@@ -133,7 +132,7 @@ impl Launcher<'_, ScanBlueprint> {
         let spec = StateSpec::new(self.shape(reversed));
         let tasks = spec.tiles() * dims.heads * self.lines.count;
         let (deep, wide) = (self.vector(spec.depth_width), self.vector(dims.value_dim));
-        let decays_len = self.num_chunks * dims.heads * self.decay_stride();
+        let decays_len = self.lines.num_chunks * dims.heads * self.decay_stride();
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
             state_walk::gla_state_walk_kernel::launch_unchecked(
@@ -154,7 +153,7 @@ impl Launcher<'_, ScanBlueprint> {
                 tasks,
                 self.problem.scale,
                 spec,
-                packs(self.problem.dtype, self.problem.scale),
+                scales_in_half(self.problem.dtype, self.problem.scale),
                 self.problem.dtype,
             );
         }
@@ -175,8 +174,10 @@ impl Launcher<'_, ScanBlueprint> {
 
     /// The decays of a call with any, else what fills the slot.
     fn decays(&self, decays: &Handle) -> BufferArg {
-        match self.problem.dims.gate.is_some() && self.num_chunks > 0 {
-            true => arg(decays, self.num_chunks * self.problem.dims.heads * self.decay_stride()),
+        match self.problem.dims.gate.is_some() && self.lines.num_chunks > 0 {
+            true => {
+                arg(decays, self.lines.num_chunks * self.problem.dims.heads * self.decay_stride())
+            }
             false => self.nothing(),
         }
     }
@@ -193,7 +194,7 @@ impl Launcher<'_, ScanBlueprint> {
     /// Kernel `scores`, see [`scores`]; `[v, do]` in the backward.
     fn scores(&self, [q, k]: [&Handle; 2], grads: Option<[&Handle; 2]>) -> Prepared {
         let dims = self.problem.dims;
-        let tasks = self.num_chunks * dims.heads;
+        let tasks = self.lines.num_chunks * dims.heads;
         let (rows, row_heads) = (self.problem.rows(), self.row_heads());
         let gated = dims.gate.is_some();
         let backward = grads.is_some();
@@ -253,7 +254,7 @@ impl Launcher<'_, ScanBlueprint> {
     /// Kernel `row_gate`, see [`row_gate`].
     pub fn row_gate(&self, made: &Prepared, left: &KeyScratch, walked: &WalkSpec) {
         let heads = self.problem.dims.heads;
-        let tasks = self.num_chunks * heads;
+        let tasks = self.lines.num_chunks * heads;
         if tasks == 0 {
             return;
         }
@@ -272,7 +273,7 @@ impl Launcher<'_, ScanBlueprint> {
                 arg(&made.dg, self.row_heads()),
                 self.map(),
                 self.problem.rows(),
-                self.num_chunks,
+                self.lines.num_chunks,
                 tasks,
                 heads,
                 walked.padded,
@@ -286,7 +287,7 @@ impl Launcher<'_, ScanBlueprint> {
     fn prepare(&self, q: &Handle, k: &Handle) -> Prepared {
         let dims = self.problem.dims;
         let padded = self.padded();
-        let tasks = self.num_chunks * dims.heads;
+        let tasks = self.lines.num_chunks * dims.heads;
         let made = Prepared {
             qt: self.scratch_like(self.row_heads() * padded),
             kt: self.scratch_like(self.row_heads() * padded),
@@ -336,10 +337,10 @@ impl Launcher<'_, ScanBlueprint> {
         let left = self.vector(8);
         let none = || self.nothing();
         let trace = match walk.trace {
-            Some(trace) => arg(trace, self.num_chunks * spec.heads * spec.trace_len() / left),
+            Some(trace) => arg(trace, self.lines.num_chunks * spec.heads * spec.trace_len() / left),
             None => none(),
         };
-        let products_len = spec.shares() * self.num_chunks * spec.heads * spec.padded;
+        let products_len = spec.shares() * self.lines.num_chunks * spec.heads * spec.padded;
         let products = match walk.products {
             Some(products) => arg(products, products_len),
             None => none(),
@@ -351,7 +352,7 @@ impl Launcher<'_, ScanBlueprint> {
             ),
             _ => (none(), none()),
         };
-        let out_len = spec.out_len(rows, self.num_chunks);
+        let out_len = spec.out_len(rows, self.lines.num_chunks);
         let ends_len = self.lines_len();
         let read = |handle: &Handle, len: usize| if rows == 0 { none() } else { arg(handle, len) };
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
@@ -372,7 +373,10 @@ impl Launcher<'_, ScanBlueprint> {
                 self.decays(walk.decays),
                 match spec.intra {
                     Intra::None => none(),
-                    _ => read(walk.intra, self.num_chunks * spec.heads * CHUNK * CHUNK / across),
+                    _ => read(
+                        walk.intra,
+                        self.lines.num_chunks * spec.heads * CHUNK * CHUNK / across,
+                    ),
                 },
                 probe,
                 walk.ends.start.as_ref().map_or_else(none, |start| arg(start, ends_len)),
@@ -383,12 +387,12 @@ impl Launcher<'_, ScanBlueprint> {
                 products,
                 self.map(),
                 rows,
-                self.num_chunks,
+                self.lines.num_chunks,
                 tasks,
                 self.problem.scale,
                 power_of_two(self.problem.scale),
                 spec,
-                packs(self.problem.dtype, self.problem.scale),
+                scales_in_half(self.problem.dtype, self.problem.scale),
                 walk.ends.start.is_some(),
                 walk.out.1 == self.problem.dtype,
                 [self.problem.dtype, walk.out.1],
@@ -409,13 +413,13 @@ impl Launcher<'_, ScanBlueprint> {
     ) {
         let dims = self.problem.dims;
         let padded = self.padded();
-        let tasks = self.num_chunks * dims.heads;
+        let tasks = self.lines.num_chunks * dims.heads;
         if tasks == 0 {
             return;
         }
         let (rows, row_heads) = (self.problem.rows(), self.row_heads());
         let wide = self.vector(dims.value_dim);
-        let state_len = walked.out_len(rows, self.num_chunks);
+        let state_len = walked.out_len(rows, self.lines.num_chunks);
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
             intra_grad::gla_scan_intra_grad_kernel::launch_unchecked(
@@ -435,7 +439,7 @@ impl Launcher<'_, ScanBlueprint> {
                 arg(dk.0, row_heads * dims.key_dim),
                 arg(dg.0, row_heads * dims.key_dim),
                 self.map(),
-                self.num_chunks,
+                self.lines.num_chunks,
                 tasks,
                 self.problem.scale,
                 power_of_two(self.problem.scale),

@@ -67,7 +67,7 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
 
     let f32_type = f32::elem_type_native();
     let keys = WalkSpec::keys(launcher.shape(true));
-    let out_len = keys.out_len(launcher.problem.rows(), launcher.num_chunks);
+    let out_len = keys.out_len(launcher.problem.rows(), launcher.lines.num_chunks);
     let shares = |out, own_heads| match decay {
         Decay::Channels => (launcher.scratch_like(out_len), launcher.problem.dtype),
         _ => launcher.parts(out, own_heads, dims.key_dim, keys.parts),
@@ -131,7 +131,7 @@ fn key_walks(
 ) -> KeyScratch {
     let (v, d_o) = (&args.v, &args.d_o);
     let spec = WalkSpec::keys(launcher.shape(true));
-    let chunk_heads = launcher.num_chunks * launcher.problem.dims.heads;
+    let chunk_heads = launcher.lines.num_chunks * launcher.problem.dims.heads;
     let gated = launcher.problem.dims.gate.is_some();
     let scratch = |needed: bool, len: usize| launcher.scratch(if needed { len } else { 1 });
     let dots_len = spec.dot_shares() * launcher.row_heads();

@@ -217,24 +217,24 @@ pub(crate) fn fetch_factors<N: Size>(
 
 /// Whether [`scale_rows`] may round the factors: f16 has bits enough for decays and a scale that is not far
 /// from one.
-pub(crate) fn packs(dtype: ElemType, scale: f32) -> bool {
+pub(crate) fn scales_in_half(dtype: ElemType, scale: f32) -> bool {
     let near = scale == 0.0 || (1.0 / 256.0..=256.0).contains(&scale.abs());
     dtype == ElemType::Float(FloatKind::F16) && near
 }
 
-/// Multiplies a unit's share of a tile with them: in f32, or a factor rounded as the rows are if `packed`.
+/// Multiplies a unit's share of a tile with them: in f32, or a factor rounded as the rows are if `in_half`.
 #[cube]
 pub(crate) fn scale_rows<E: Float, N: Size>(
     x: &mut Array<Vector<E, N>>,
     by: &Array<f32>,
     #[comptime] factors: Factors,
-    #[comptime] packed: bool,
+    #[comptime] in_half: bool,
     #[comptime] from: Stage,
 ) {
     if comptime!(factors != Factors::None) {
         #[unroll]
         for n in 0..held::<N>(from) {
-            if packed {
+            if in_half {
                 x[n] *= Vector::new(E::cast_from(by[n]));
             } else {
                 let product = Vector::<f32, N>::cast_from(x[n]) * Vector::new(by[n]);
@@ -245,18 +245,18 @@ pub(crate) fn scale_rows<E: Float, N: Size>(
 }
 
 /// Multiplies a unit's share of a tile, whose vectors are all of the same columns, with factors of those: in
-/// f32, or rounded as the rows are if `packed`.
+/// f32, or rounded as the rows are if `in_half`.
 #[cube]
 pub(crate) fn scale_columns<E: Float, N: Size>(
     x: &mut Array<Vector<E, N>>,
     by: &Vector<f32, N>,
-    #[comptime] packed: bool,
+    #[comptime] in_half: bool,
     #[comptime] from: Stage,
 ) {
     let rounded = Vector::<E, N>::cast_from(*by);
     #[unroll]
     for n in 0..held::<N>(from) {
-        if packed {
+        if in_half {
             x[n] *= rounded;
         } else {
             x[n] = Vector::cast_from(Vector::<f32, N>::cast_from(x[n]) * *by);

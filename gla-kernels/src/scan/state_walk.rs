@@ -140,7 +140,7 @@ impl StateSpec {
 }
 
 /// * `update`: `[rows, its heads, depth_width]`; `right`: `[rows, its heads, V]`
-/// * `decays`: `[chunks, H, stride]`, see [`Decay`]; `channel_decays`: the same, if they are of channels
+/// * `decays`: `[chunks, H, stride]`, see [`Decay`], of rows; `channel_decays`: those of channels
 /// * `end`: out, `[lines, H, K, V]`
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
@@ -154,7 +154,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     tasks: usize,
     scale: f32,
     #[comptime] spec: StateSpec,
-    #[comptime] packed: bool,
+    #[comptime] in_half: bool,
     #[define(E)] _dtype: ElemType,
 ) {
     let by = comptime!(spec.instruction);
@@ -206,25 +206,26 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     for _n in 0..blocks {
         sums.push(Acc::zero(by));
     }
-    let own = map.line(line);
-    let (first_chunk, count) = (own.first, own.count);
+    let own_line = map.line(line);
+    let (first_chunk, count) = (own_line.first, own_line.count);
+    let backwards = comptime!(!spec.reversed);
     if count > 0 {
-        let chunk = step_chunk(first_chunk, count, 0usize, comptime!(!spec.reversed));
-        let rows = own.rows_of(chunk);
+        let chunk = step_chunk(first_chunk, count, 0usize, backwards);
+        let rows = own_line.rows_of(chunk);
         fetch::<E, D>(update, &mut next_update, &rows, head, depth0, from_update);
         fetch::<E, C>(right, &mut next_right, &rows, head, column0, from_right);
-        let own_line = rows_line(chunk, head, spec.heads);
+        let of_rows = rows_line(chunk, head, spec.heads);
         let one = f32::new(1.0);
-        fetch_factors::<D>(decays, own_line, &mut next_factors, scale, one, factors, from_update);
+        fetch_factors::<D>(decays, of_rows, &mut next_factors, scale, one, factors, from_update);
         fetch_decay::<D>(decays, channel_decays, &mut next_decay, chunk, head, depth0, spec);
     }
     for step in 0..count {
         let half = step % buffers;
         let (update_at, right_at) = (half * update_len, half * right_len);
-        let chunk = step_chunk(first_chunk, count, step, comptime!(!spec.reversed));
-        let rows = own.rows_of(chunk);
+        let chunk = step_chunk(first_chunk, count, step, backwards);
+        let rows = own_line.rows_of(chunk);
         if by_columns {
-            scale_columns::<E, D>(&mut next_update, &after, packed, from_update);
+            scale_columns::<E, D>(&mut next_update, &after, in_half, from_update);
         } else {
             if by_rows {
                 #[unroll]
@@ -232,7 +233,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
                     next_factors[n] *= after.extract(0usize);
                 }
             }
-            scale_rows::<E, D>(&mut next_update, &next_factors, factors, packed, from_update);
+            scale_rows::<E, D>(&mut next_update, &next_factors, factors, in_half, from_update);
         }
         after *= next_decay;
         let own_updates = &mut update_tiles[update_at..update_at + update_len];
@@ -243,13 +244,13 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
 
         // after the last it is read once more, for nothing: a branch would wait for what it reads
         let next_step = select(step + 1 < count, step + 1, step);
-        let next_chunk = step_chunk(first_chunk, count, next_step, comptime!(!spec.reversed));
-        let next_rows = own.rows_of(next_chunk);
+        let next_chunk = step_chunk(first_chunk, count, next_step, backwards);
+        let next_rows = own_line.rows_of(next_chunk);
         fetch::<E, D>(update, &mut next_update, &next_rows, head, depth0, from_update);
         fetch::<E, C>(right, &mut next_right, &next_rows, head, column0, from_right);
-        let own_line = rows_line(next_chunk, head, spec.heads);
+        let of_rows = rows_line(next_chunk, head, spec.heads);
         let one = f32::new(1.0);
-        fetch_factors::<D>(decays, own_line, &mut next_factors, scale, one, factors, from_update);
+        fetch_factors::<D>(decays, of_rows, &mut next_factors, scale, one, factors, from_update);
         fetch_decay::<D>(decays, channel_decays, &mut next_decay, next_chunk, head, depth0, spec);
 
         #[unroll]

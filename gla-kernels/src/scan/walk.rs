@@ -89,7 +89,7 @@ pub(crate) fn gla_walk_kernel<
     scale: f32,
     near: f32,
     #[comptime] spec: WalkSpec,
-    #[comptime] packed: bool,
+    #[comptime] in_half: bool,
     #[comptime] has_start: bool,
     #[comptime] rounds_out: bool,
     #[define(E, O)] _dtypes: [ElemType; 2],
@@ -135,7 +135,8 @@ pub(crate) fn gla_walk_kernel<
     let tile = task % tiles;
     let part = (task / tiles) % spec.parts;
     let head = (task / comptime!(tiles * spec.parts)) % spec.heads;
-    let sequence = task / comptime!(tiles * spec.parts * spec.heads);
+    // a sequence, or a segment of one
+    let line = task / comptime!(tiles * spec.parts * spec.heads);
     let depth0 = part * depth;
     let column0 = tile * columns;
 
@@ -182,7 +183,7 @@ pub(crate) fn gla_walk_kernel<
 
     // the state, transposed: accumulator tile n holds depth 8 n .. 8 n + 8
     let depth_tiles = comptime!(plane_depth / 8);
-    let state_base = (sequence * spec.heads + head) * comptime!(key_dim * value_dim);
+    let state_base = (line * spec.heads + head) * comptime!(key_dim * value_dim);
     let mut state = zero_pairs(comptime!(2 * depth_tiles));
     if has_start {
         #[unroll]
@@ -220,11 +221,11 @@ pub(crate) fn gla_walk_kernel<
         column0
     };
 
-    let walked = map.line(sequence);
-    let (first_chunk, count) = (walked.first, walked.count);
+    let own_line = map.line(line);
+    let (first_chunk, count) = (own_line.first, own_line.count);
     if count > 0 {
         let chunk = step_chunk(first_chunk, count, 0usize, spec.reversed);
-        let rows = walked.rows_of(chunk);
+        let rows = own_line.rows_of(chunk);
         fetch::<E, D>(left, &mut next_left, &rows, head, depth0, from_left);
         fetch_factors::<D>(
             decays,
@@ -243,22 +244,22 @@ pub(crate) fn gla_walk_kernel<
         fetch_decays(decays, &mut next_decays, chunk, head, decay0, decay_line);
         if !takes_turns {
             fetch::<E, D>(update, &mut next_update, &rows, head, depth0, from_update);
-            let line = rows_line(chunk, head, spec.heads);
+            let of_rows = rows_line(chunk, head, spec.heads);
             let out = &mut update_factors;
-            fetch_factors::<D>(decays, line, out, scale, taken, of_update, from_update);
+            fetch_factors::<D>(decays, of_rows, out, scale, taken, of_update, from_update);
         }
     }
     for step in 0..count {
         let chunk = step_chunk(first_chunk, count, step, spec.reversed);
-        let rows = walked.rows_of(chunk);
+        let rows = own_line.rows_of(chunk);
         // after the last it is read once more, for nothing: a branch would wait for what it reads
         let next_step = select(step + 1 < count, step + 1, step);
         let next_chunk = step_chunk(first_chunk, count, next_step, spec.reversed);
-        let next_rows = walked.rows_of(next_chunk);
+        let next_rows = own_line.rows_of(next_chunk);
         // with `mma` of this chunk and the next in turn: the last planes to scale their state still read the
         // one when the first put down the other
         let decay_at = (step % comptime!(spec.decay_tiles())) * decay_len;
-        scale_rows::<E, D>(&mut next_left, &left_factors, of_left, packed, from_left);
+        scale_rows::<E, D>(&mut next_left, &left_factors, of_left, in_half, from_left);
         put::<E, D>(&next_left, &mut left_tile, rows.len, depth0, from_left);
         put::<E, C>(&next_right, &mut right_tile, rows.len, column0, from_right);
         if comptime!(has_intra && !takes_turns) {
@@ -359,7 +360,7 @@ pub(crate) fn gla_walk_kernel<
         let mut sums = if early { further } else { sums };
         let sharer = part * sharing + depth_plane;
         // lines of rows, or of channels for `intra_grad`, whose units read some rows of one channel
-        let line = if by_channel {
+        let out_line = if by_channel {
             (part * num_chunks + chunk) * spec.heads + head
         } else {
             (part * num_rows + rows.start) * spec.heads + head
@@ -369,7 +370,7 @@ pub(crate) fn gla_walk_kernel<
             sync_cube();
             let out = &mut update_factors;
             fetch_factors::<D>(&decay_tiles, 0usize, out, scale, taken, of_update, from_update);
-            scale_rows::<E, D>(&mut next_update, &update_factors, of_update, packed, from_update);
+            scale_rows::<E, D>(&mut next_update, &update_factors, of_update, in_half, from_update);
             put::<E, D>(&next_update, &mut left_tile, rows.len, depth0, from_update);
             if has_intra {
                 put_blocks::<E, I>(&next_intra, &mut scratch.halves, spec);
@@ -387,21 +388,21 @@ pub(crate) fn gla_walk_kernel<
                 add_to::<E>(&sums, &mut acc, &mut scratch, f32::new(1.0), 0usize, by);
             }
             stage_pairs(&acc, &mut out_tile, depth_plane, plane_column, spec);
-            scale_rows::<E, D>(&mut next_update, &update_factors, of_update, packed, from_update);
+            scale_rows::<E, D>(&mut next_update, &update_factors, of_update, in_half, from_update);
             put::<E, D>(&next_update, &mut update_tile, rows.len, depth0, from_update);
             fetch::<E, D>(update, &mut next_update, &next_rows, head, depth0, from_update);
-            let line = rows_line(next_chunk, head, spec.heads);
+            let of_rows = rows_line(next_chunk, head, spec.heads);
             let out = &mut update_factors;
-            fetch_factors::<D>(decays, line, out, scale, taken, of_update, from_update);
+            fetch_factors::<D>(decays, of_rows, out, scale, taken, of_update, from_update);
         }
 
         if comptime!(spec.trace == Trace::Write) {
             leave_state::<E, R>(&state, trace, trace_from, spec);
         }
         if comptime!(spec.trace == Trace::Read) {
-            let line = (((part * sharing + depth_plane) * num_chunks + chunk) * spec.heads + head)
+            let at = (((part * sharing + depth_plane) * num_chunks + chunk) * spec.heads + head)
                 * spec.padded;
-            multiply_states::<E, R>(&state, &traced, products, line, own_column, spec);
+            multiply_states::<E, R>(&state, &traced, products, at, own_column, spec);
         }
         // `right^T`; with `mma` the tile is the next chunk's after the barrier
         let mut lefts = Sequence::<Left<E>>::new();
@@ -438,7 +439,7 @@ pub(crate) fn gla_walk_kernel<
             sum_dots(&dot_tile, dots, first * spec.heads + head, rows.len, spec);
         }
         if stages_out {
-            write_staged::<O, W>(&out_tile, out, line, column0, rows.len, spec);
+            write_staged::<O, W>(&out_tile, out, out_line, column0, rows.len, spec);
         } else {
             if has_intra {
                 let blocks = &scratch.halves;
@@ -455,7 +456,7 @@ pub(crate) fn gla_walk_kernel<
                 if column < spec.width {
                     #[unroll]
                     for m in 0..4usize {
-                        let at = (line * spec.width + column) * CHUNK + m * 16;
+                        let at = (out_line * spec.width + column) * CHUNK + m * 16;
                         sums.index(m).write::<O, W>(out, at, CHUNK, true, rounds_out);
                     }
                 }
@@ -466,14 +467,14 @@ pub(crate) fn gla_walk_kernel<
                 #[unroll]
                 for m in 0..4usize {
                     let stride = comptime!(spec.heads * spec.width);
-                    let at = line * spec.width + column + m * 16 * stride;
+                    let at = out_line * spec.width + column + m * 16 * stride;
                     sums.index(m).write::<O, W>(out, at, stride, false, rounds_out);
                 }
             } else {
                 if comptime!(!early || has_intra) {
                     add_to::<E>(&sums, &mut acc, &mut scratch, f32::new(1.0), 0usize, by);
                 }
-                write_pairs::<O, W>(&acc, out, line, column, rows.len, spec);
+                write_pairs::<O, W>(&acc, out, out_line, column, rows.len, spec);
             }
         }
 

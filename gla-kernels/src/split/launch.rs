@@ -13,7 +13,7 @@ impl Launcher<'_, SplitBlueprint> {
     /// Elements of the states between chunks.
     pub fn states_len(&self) -> usize {
         let dims = self.problem.dims;
-        self.num_chunks * dims.heads * dims.key_dim * dims.value_dim
+        self.lines.num_chunks * dims.heads * dims.key_dim * dims.value_dim
     }
 
     fn spec(&self, role: Role) -> StageSpec {
@@ -67,7 +67,7 @@ impl Launcher<'_, SplitBlueprint> {
 
     /// Stage `scores`, see [`super::scores`]: `A` with the decay, or `dA` without.
     pub fn scores(&self, q: &Handle, k: &Handle, width: usize, gated: bool, a: &Handle) {
-        let tasks = self.num_chunks * self.problem.dims.heads;
+        let tasks = self.lines.num_chunks * self.problem.dims.heads;
         if tasks == 0 {
             return;
         }
@@ -101,7 +101,8 @@ impl Launcher<'_, SplitBlueprint> {
         out: (&Handle, ElemType),
     ) {
         let dims = self.problem.dims;
-        let tasks = self.num_chunks * dims.heads * dims.value_dim.div_ceil(self.blueprint.cols);
+        let tasks =
+            self.lines.num_chunks * dims.heads * dims.value_dim.div_ceil(self.blueprint.cols);
         if tasks == 0 {
             return;
         }
@@ -135,7 +136,7 @@ impl Launcher<'_, SplitBlueprint> {
         [dx, dg]: [&Handle; 2],
     ) {
         let dims = self.problem.dims;
-        let tasks = self.num_chunks * dims.heads * dims.key_dim.div_ceil(self.blueprint.cols);
+        let tasks = self.lines.num_chunks * dims.heads * dims.key_dim.div_ceil(self.blueprint.cols);
         if tasks == 0 {
             return;
         }
@@ -169,7 +170,7 @@ impl Launcher<'_, SplitBlueprint> {
         [dx, dg]: [&Handle; 2],
     ) {
         let dims = self.problem.dims;
-        let tasks = self.num_chunks * dims.heads * dims.key_dim.div_ceil(self.blueprint.cols);
+        let tasks = self.lines.num_chunks * dims.heads * dims.key_dim.div_ceil(self.blueprint.cols);
         if tasks == 0 {
             return;
         }
