@@ -12,6 +12,15 @@ set -euo pipefail
 cd "$(dirname "$0")"
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$HOME/.cache/gla-target}"
 
+# cargo tells what is fresh by time alone: after a build of another checkout into the same folder, older
+# sources of this one would pass for built
+last="$CARGO_TARGET_DIR/checkout"
+if [[ -d "$CARGO_TARGET_DIR" && "$(cat "$last" 2>/dev/null)" != "$PWD" ]]; then
+    find . \( -name target -o -name '.?*' \) -prune -o -name '*.rs' -exec touch {} +
+fi
+mkdir -p "$CARGO_TARGET_DIR"
+echo "$PWD" >"$last"
+
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 # the Vulkan loader complains without one

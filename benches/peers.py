@@ -91,22 +91,25 @@ def take_a_share():
     Autotuner.prune_configs = share
 
 
-def median_ms(call):
+def peak_mib(call):
+    """Of one call, its inputs included; the first compiles and tunes, which takes memory of its own."""
+    call()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() / 2**20
+
+
+def add(name, gate, passes, sizes, call):
     if worker is not None:
         call()
-        return 0.0
-    return float(do_bench(call, warmup=50, rep=200, return_mode="median"))
-
-
-def add(name, gate, passes, sizes, ms):
-    row = dict(zip("BTHKV", sizes), name=name, gate=gate, dtype="bf16", ms=ms)
+        return
+    row = dict(zip("BTHKV", sizes), name=name, gate=gate, dtype="bf16", peak_mib=peak_mib(call))
     row["pass"] = passes
-    # of the calls since the last row, their inputs included
-    row["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
-    torch.cuda.reset_peak_memory_stats()
+    row["ms"] = ms = float(do_bench(call, warmup=50, rep=200, return_mode="median"))
     rows.append(row)
-    if worker is None:
-        print(f"{name:34} {gate:6} {passes:6} {sizes} {ms:.4f} ms", flush=True)
+    print(f"{name:34} {gate:6} {passes:6} {sizes} {ms:.4f} ms", flush=True)
 
 
 def random(*shape):
@@ -123,8 +126,8 @@ def both(name, gate, sizes, forward, leaves, d_out):
         for leaf in leaves:
             leaf.grad = None
 
-    add(name, gate, "fwd", sizes, median_ms(without_gradient))
-    add(name, gate, "fwdbwd", sizes, median_ms(with_gradient))
+    add(name, gate, "fwd", sizes, without_gradient)
+    add(name, gate, "fwdbwd", sizes, with_gradient)
 
 
 def chunked(gate, b, t, h, k_dim, v_dim):
@@ -141,15 +144,13 @@ def chunked(gate, b, t, h, k_dim, v_dim):
         both(f"fla {fla.__version__} chunk_linear_attn", gate, sizes, forward, leaves, d_out)
 
 
-def attention(b, t, h, dim):
+def attention(name, backend, b, t, h, dim):
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    backends = {"FlashAttention-2 (torch)": SDPBackend.FLASH_ATTENTION, "cuDNN attention (torch)": SDPBackend.CUDNN_ATTENTION}
-    for name, backend in backends.items():
-        q, k, v = (random(b, h, t, dim).requires_grad_() for _ in range(3))
-        forward = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        with sdpa_kernel(backend):
-            both(name, "none", (b, t, h, dim, dim), forward, [q, k, v], random(b, h, t, dim))
+    q, k, v = (random(b, h, t, dim).requires_grad_() for _ in range(3))
+    forward = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    with sdpa_kernel(getattr(SDPBackend, backend)):
+        both(name, "none", (b, t, h, dim, dim), forward, [q, k, v], random(b, h, t, dim))
 
 
 def decode(b, h, k_dim, v_dim):
@@ -158,7 +159,7 @@ def decode(b, h, k_dim, v_dim):
     state = torch.zeros(b, h, k_dim, v_dim, device="cuda")
     step = lambda: fused_recurrent_gla(q, k, v, g, initial_state=state, output_final_state=True)
     name = f"fla {fla.__version__} fused_recurrent_gla"
-    add(name, "vector", "decode", (b, 1, h, k_dim, v_dim), median_ms(step))
+    add(name, "vector", "decode", (b, 1, h, k_dim, v_dim), step)
 
 
 def train(b, t):
@@ -175,14 +176,13 @@ def train(b, t):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    ms = median_ms(step)
-    add(f"fla {fla.__version__} GLAForCausalLM 340M", "vector", "train", (b, t, 4, 128, 256), ms)
+    add(f"fla {fla.__version__} GLAForCausalLM 340M", "vector", "train", (b, t, 4, 128, 256), step)
 
 
 def matmul(size):
     """What the device's tensor cores do: the ceiling of all else."""
     a, b = random(size, size), random(size, size)
-    add("matrix product (torch)", "", "matmul", (1, size, 1, size, size), median_ms(lambda: a @ b))
+    add("matrix product (torch)", "", "matmul", (1, size, 1, size, size), lambda: a @ b)
 
 
 def attempt(measure, *sizes):
@@ -200,7 +200,8 @@ if worker is not None:
 else:
     attempt(matmul, 8192)
     for b, t in ((8, 1024), (16, 1024), (8, 2048), (4, 4096), (2, 8192), (1, 16384)):
-        attempt(attention, b, t, 16, 128)
+        attempt(attention, "FlashAttention-2 (torch)", "FLASH_ATTENTION", b, t, 16, 128)
+        attempt(attention, "cuDNN attention (torch)", "CUDNN_ATTENTION", b, t, 16, 128)
     if fla and WORKERS:
         warm_workers()
 if fla:
@@ -208,4 +209,6 @@ if fla:
         attempt(chunked, *case)
     for case in DECODE:
         attempt(decode, *case)
-    attempt(train, 8, 2048)
+    # a model for each worker would not fit the device; its kernels of fla are those of the first shape
+    if worker is None:
+        attempt(train, 8, 2048)

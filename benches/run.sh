@@ -7,32 +7,41 @@
 # table (.md) and as charts (.svg), and model-BACKEND.json: a training step. Peers need Python
 # with torch and flash-linear-attention; without, the rows stand alone. PEERS names the file of a
 # peers' run just before. KERNELS_<backend> and MODEL_<backend> (cuda_llvm, ..) name bench binaries that are
-# already built, for machines without cargo.
+# already built, for machines without cargo. A back-end that fails is told, the next goes on, and the exit
+# status is 1.
 set -euo pipefail
 out=${1:?usage: benches/run.sh OUT [BACKEND...]}
 shift
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
+from=$PWD
 cd "$here/.."
+
+# a path that was given, from where it was given
+given() { case $1 in /*) echo "$1" ;; *) echo "$from/$1" ;; esac; }
 
 peers=()
 if [[ -n "${PEERS:-}" ]]; then
-    peers=(--peers "$(realpath "$PEERS")")
-elif python3 "$here/peers.py" "$out/peers.json"; then
-    peers=(--peers "$out/peers.json")
+    peers=(--peers "$(given "$PEERS")")
 else
-    echo "run.sh: no peers in this run"
+    rm -f "$out/peers.json"
+    python3 "$here/peers.py" "$out/peers.json" || echo "run.sh: the peers' run did not end well"
+    # what it measured before is kept
+    if [[ -s "$out/peers.json" ]]; then
+        peers=(--peers "$out/peers.json")
+    else
+        echo "run.sh: no peers in this run"
+    fi
 fi
 
+status=0
 bench() { # binary or empty, name of the bench, feature, arguments
     local binary=$1 name=$2 feature=$3
     shift 3
-    if [[ -n "$binary" ]]; then
-        "$binary" --bench "$@"
-    else
-        cargo bench --workspace --bench "$name" --features "gla-benches/$feature" -- "$@"
-    fi
+    local call=(cargo bench --workspace --bench "$name" --features "gla-benches/$feature" --)
+    [[ -n "$binary" ]] && call=("$(given "$binary")" --bench)
+    "${call[@]}" "$@" || { echo "run.sh: $name of $feature failed" >&2; status=1; }
 }
 
 [[ $# -gt 0 ]] || set -- cuda-llvm
@@ -54,3 +63,4 @@ for backend in "$@"; do
     fi
     bench "${!model:-}" model "$feature" "${args[@]}" --preset 340M --batch 8 --time 2048 --out "$out/model-$backend.json"
 done
+exit "$status"

@@ -91,6 +91,12 @@ fn what_runs_can_be_asked() {
                 assert_eq!(told(&t, t.options().with_plan(Plan::Scan)), None);
                 continue;
             }
+            // a few steps are walked one by one, unless a plan is asked for
+            let few = Case::parse("vector-ls1-b2-t7-k16-v32-h2-init-final").expect("an id");
+            let few = CaseTensors::new(&few, RefDType::F32, &on);
+            assert_eq!(told(&few, few.options()), None, "{}", device.name);
+            let split = told(&few, few.options().with_plan(Plan::Split)).expect("kernels");
+            assert_eq!(split.plan(), Plan::Split, "{}", device.name);
             let (inferred, short) = (inferred.expect("kernels"), short.expect("kernels"));
             assert_eq!(inferred.plan(), Plan::Split, "{}", device.name);
             assert_eq!(inferred.instruction(), Instruction::Registers, "{}", device.name);

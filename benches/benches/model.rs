@@ -112,8 +112,10 @@ fn device(name: &str) -> Result<Device> {
     Ok(match name {
         #[cfg(feature = "cuda")]
         "cuda" => Device::cuda(0),
-        #[cfg(any(feature = "wgpu", feature = "vulkan"))]
-        "wgpu" | "vulkan" => Device::default(),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => Device::vulkan(burn::tensor::DeviceKind::DefaultDevice),
         #[cfg(feature = "flex")]
         "cpu" => Device::flex(),
         other => bail!("--device {other}: not compiled in"),

@@ -49,7 +49,7 @@ pub fn backward(
     strategy: Strategy,
     args: BackwardArgs,
 ) -> Result<Blueprint, GlaError> {
-    let blueprint = check_chunked(client, problem, strategy)?;
+    let blueprint = check_chunked(client, problem, strategy, true)?;
     check(problem, &args)?;
     tracing::debug!(?blueprint, dims = ?problem.dims, "gla: backward");
     let (cut, gate) = (blueprint.cut(), args.gate.as_ref());
@@ -67,8 +67,9 @@ pub fn backward(
 fn check(problem: &Problem, args: &BackwardArgs) -> Result<(), GlaError> {
     let (rows, dims, size) = (problem.rows(), problem.dims, problem.dtype.size());
     check_gate(problem, args.gate.is_some())?;
-    if args.gate.is_some() != args.dgate.is_some() {
-        let message = "must be given with, and only with, a gate".to_string();
+    let (gate, dgate) = (args.gate.is_some(), args.dgate.is_some());
+    if gate != dgate {
+        let message = format!("a gate tensor was given: {gate}, but one for its gradient: {dgate}");
         return Err(GlaError::Argument { name: "dgate", message });
     }
     let q_bytes = rows * dims.heads * dims.key_dim * size;

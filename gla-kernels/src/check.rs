@@ -10,8 +10,8 @@ use crate::{
     select,
 };
 
-/// Checks that [`forward`](fn@crate::forward) and [`backward`](fn@crate::backward) can run a problem
-/// on a device; returns the blueprint that they would run.
+/// Checks that [`forward`](fn@crate::forward), and [`backward`](fn@crate::backward) with `grads`, can run a
+/// problem on a device; returns the blueprint that they would run.
 ///
 /// # Errors
 ///
@@ -23,6 +23,7 @@ pub fn check_chunked(
     client: &Client,
     problem: &Problem,
     strategy: Strategy,
+    grads: bool,
 ) -> Result<Blueprint, GlaError> {
     check_problem(client, problem)?;
     let adapter = &client.properties().identity.name;
@@ -47,7 +48,7 @@ pub fn check_chunked(
             check_allocation(client, "the intra-chunk matrix [B, T, H, chunk]", pairs, 4)?;
         }
         Blueprint::Scan(own) => {
-            for (what, elements, size) in scan::scratch(problem, own, &limits) {
+            for (what, elements, size) in scan::scratch(problem, own, &limits, grads) {
                 check_allocation(client, what, elements, size)?;
             }
         }

@@ -39,7 +39,7 @@ pub fn forward(
     strategy: Strategy,
     args: ForwardArgs,
 ) -> Result<Blueprint, GlaError> {
-    let blueprint = check_chunked(client, problem, strategy)?;
+    let blueprint = check_chunked(client, problem, strategy, false)?;
     check(problem, &args)?;
     tracing::debug!(?blueprint, dims = ?problem.dims, "gla: forward");
     let (cut, gate) = (blueprint.cut(), args.gate.as_ref());

@@ -65,9 +65,8 @@ fn split(
     let cols = [16, 32].into_iter().find(|&cols| widest <= cols).unwrap_or(64);
     let wanted = CHUNKS.iter().copied().find(|&chunk| longest <= chunk);
     let wanted = wanted.unwrap_or(CHUNKS[CHUNKS.len() - 1]);
-    let instruction = Instruction::Registers;
     let choices = if chunk.is_some() { 1 } else { CHUNKS.len() };
-    let first = SplitBlueprint { chunk: chunk.unwrap_or(wanted), cols, instruction };
+    let first = SplitBlueprint { chunk: chunk.unwrap_or(wanted), cols };
     shrink(first, choices, limits).map(Blueprint::Split)
 }
 
@@ -80,7 +79,7 @@ fn shrink(
     let mut error = None;
     for halvings in 0..chunk_choices {
         for &cols in COLS {
-            let candidate = SplitBlueprint { chunk: first.chunk >> halvings, cols, ..first };
+            let candidate = SplitBlueprint { chunk: first.chunk >> halvings, cols };
             if cols > first.cols {
                 continue;
             }
@@ -146,23 +145,13 @@ mod tests {
             small.unwrap_err().to_string(),
             "state: needs 3136 bytes of shared memory, the device has 1024"
         );
-        let odd = SplitBlueprint { chunk: 64, cols: 0, instruction: Instruction::Registers };
+        let odd = SplitBlueprint { chunk: 64, cols: 0 };
         let odd = select(
             Strategy::Forced(Blueprint::Split(odd)),
             &problem(10, 8, 8),
             &limits(48 << 10, 1024),
         );
         assert_eq!(odd.unwrap_err().to_string(), "cols: must be one of [64, 32, 16], got 0");
-        let tensor = SplitBlueprint { chunk: 64, cols: 64, instruction: Instruction::Mma };
-        let tensor = select(
-            Strategy::Forced(Blueprint::Split(tensor)),
-            &problem(10, 8, 8),
-            &limits(48 << 10, 1024),
-        );
-        assert_eq!(
-            tensor.unwrap_err().to_string(),
-            "instruction: the split plan has Registers only, got Mma"
-        );
         let narrow = select(Strategy::Chunk(64), &problem(10, 8, 8), &limits(48 << 10, 128));
         assert_eq!(
             narrow.unwrap_err().to_string(),

@@ -60,7 +60,7 @@ fn scans(device: &TestDevice, dtype: RefDType, gate: CaseGate) -> bool {
 fn chosen(device: &TestDevice, dtype: RefDType, gate: CaseGate) -> Option<Blueprint> {
     let case = one_shape().into_iter().find(|case| case.gate == gate).expect("every gate");
     let problem = Prepared::new(&case, dtype).problem;
-    check_chunked(&device.client, &problem, Strategy::Inferred).ok()
+    check_chunked(&device.client, &problem, Strategy::Inferred, true).ok()
 }
 
 fn check(
@@ -128,8 +128,7 @@ fn blueprints_agree() {
             check(device.name, &device.client, &case, f32, f32, Strategy::Chunk(chunk));
         }
         for &cols in widths {
-            let instruction = Instruction::Registers;
-            let blueprint = SplitBlueprint { chunk: 32, cols, instruction };
+            let blueprint = SplitBlueprint { chunk: 32, cols };
             let strategy = Strategy::Forced(Blueprint::Split(blueprint));
             check(device.name, &device.client, &case, f32, f32, strategy);
         }

@@ -122,7 +122,7 @@ fn short_buffers() {
             assert_eq!(error, expected);
         }
         let error = backward_with(&device.client, "no dgate", true).unwrap_err().to_string();
-        assert_eq!(error, "dgate: must be given with, and only with, a gate");
+        assert_eq!(error, "dgate: a gate tensor was given: true, but one for its gradient: false");
     }
 }
 
@@ -133,7 +133,7 @@ fn unsupported_types() {
         let adapter = &client.properties().identity.name;
         let expect = |problem: &Problem, name: &str, dtype: &str| {
             let expected = format!("{name}: the device {adapter} does not support dtype {dtype}");
-            let chunked = check_chunked(client, problem, Strategy::Inferred).unwrap_err();
+            let chunked = check_chunked(client, problem, Strategy::Inferred, true).unwrap_err();
             assert_eq!(chunked.to_string(), expected);
             assert_eq!(check_recurrent(client, problem).unwrap_err().to_string(), expected);
         };
@@ -160,7 +160,7 @@ fn sizes() {
     for device in devices() {
         let client = &device.client;
         let chunked = |problem: Problem| {
-            check_chunked(client, &problem, Strategy::Chunk(64)).map_err(|e| e.to_string())
+            check_chunked(client, &problem, Strategy::Chunk(64), true).map_err(|e| e.to_string())
         };
         let addresses = |what: &str, elements: usize| {
             Err(format!("{what}: {elements} elements, 32-bit addresses reach 4294967295"))

@@ -27,11 +27,14 @@ const COMPARED: usize = 200;
 /// the rest.
 const CARRIED: [usize; 2] = [600_000_000, 200_000_000];
 
+/// Steps after which the gates of [`Inputs`] have forgotten all: by e^-30 in the mean.
+const FORGOTTEN: usize = 600;
+
 /// One pass.
 pub struct Timed {
     pub pass: &'static str,
     pub ms: f64,
-    /// What the pools hold of it.
+    /// What it allocates, see [`apart`].
     pub mib: f64,
 }
 
@@ -186,21 +189,21 @@ fn precision(dtype: ElemType) -> RefDType {
 
 /// Times forward, and forward + backward, after a first call of each that is checked: all outputs are
 /// finite, and some of one head are those of the reference: `o` and `dq`, which know the past alone,
-/// at the beginning; `dk` and `dv`, which know the future, at the end. Unless `times` nothing is timed, and the
-/// last state and the gradient of the first are compared too.
+/// at the beginning; `dk` and `dv`, which know the future, at the end. Unless `times` nothing is timed, and
+/// `o` at the end, the last state, the gradient of the first and of a gate of steps are compared too.
 pub fn chunked(
     client: &Client,
     problem: &Problem,
     strategy: Strategy,
     times: bool,
 ) -> Result<Measured> {
-    // what earlier calls left in the pool is none of this one's
-    client.memory_cleanup().map_err(|e| anyhow!("cleanup: {e:?}"))?;
-    let before = reserved(client);
+    let before = clean(client)?;
     let Dims { key_dim, value_dim, .. } = problem.dims;
     let (dtype, f32_type) = (problem.dtype, f32::elem_type_native());
     let host = Inputs::new(problem);
-    let x = Tensors::new(client, problem, &host, poisoned(client, problem.state_len(), f32_type));
+    let x = apart(client, || {
+        Tensors::new(client, problem, &host, poisoned(client, problem.state_len(), f32_type))
+    });
     let time = problem.sequences.longest();
     let first = Piece { problem, steps: 0..time.min(COMPARED) };
     let last = Piece { problem, steps: time.saturating_sub(COMPARED)..time };
@@ -218,29 +221,34 @@ pub fn chunked(
         gla_kernels::forward(client, problem, strategy, args)
     };
     let began = Instant::now();
-    let blueprint = forward()?;
+    let blueprint = apart(client, forward)?;
+    let allocated = mib(held(client) - before);
     let state = check(client, "the final state", &x.state, f32_type)?;
     let first_forward = began.elapsed().as_secs_f64();
     let o = check(client, "o", &x.o, dtype)?;
     let inputs = first.inputs(&host);
     first.compare("o", &eval::forward(&inputs).o, &o, value_dim)?;
     if let (false, Some(piece)) = (times, Piece::enough(problem, CARRIED[0], true)) {
-        let expected = eval::forward(&piece.inputs(&host)).final_state;
-        compare(problem, "the final state", &expected, &first_state(problem, &state))?;
+        let expected = eval::forward(&piece.inputs(&host));
+        compare(problem, "the final state", &expected.final_state, &first_state(problem, &state))?;
+        let own = expected.o.len().saturating_sub(last.steps.len() * value_dim);
+        last.compare("o", &expected.o[own..], &o, value_dim)?;
     }
     let fwd = Timed {
         pass: "fwd",
         ms: median_if(times, client, || {
             forward().expect("it has run before");
         }),
-        mib: mib(reserved(client).saturating_sub(before)),
+        mib: allocated,
     };
 
-    let d_o = upload(client, &host.d_o, dtype);
-    let poison = |like: &[f32], dtype| poisoned(client, like.len(), dtype);
-    let (dq, dk, dv) = (poison(&host.q, dtype), poison(&host.k, dtype), poison(&host.v, dtype));
-    let dgate = host.gate.as_ref().map(|gate| poison(gate, f32_type));
-    let dh0 = poisoned(client, problem.state_len(), f32_type);
+    clean(client)?;
+    let (d_o, [dq, dk, dv], dgate, dh0) = apart(client, || {
+        let d_o = upload(client, &host.d_o, dtype);
+        let grads = [&host.q, &host.k, &host.v].map(|x| poisoned(client, x.len(), dtype));
+        let dgate = host.gate.as_ref().map(|gate| poisoned(client, gate.len(), f32_type));
+        (d_o, grads, dgate, poisoned(client, problem.state_len(), f32_type))
+    });
     let backward = || {
         let args = BackwardArgs {
             q: x.q.clone(),
@@ -259,15 +267,17 @@ pub fn chunked(
         gla_kernels::backward(client, problem, strategy, args)
     };
     let began = Instant::now();
-    backward()?;
+    apart(client, backward)?;
+    let allocated = mib(held(client) - before).max(allocated);
     let dh0 = check(client, "dh0", &dh0, f32_type)?;
     let first_backward = began.elapsed().as_secs_f64();
     let dq = check(client, "dq", &dq, dtype)?;
     let dk = check(client, "dk", &dk, dtype)?;
     let dv = check(client, "dv", &dv, dtype)?;
-    if let Some(dgate) = &dgate {
-        check(client, "dgate", dgate, f32_type)?;
-    }
+    let dgate = match &dgate {
+        Some(dgate) => Some(check(client, "dgate", dgate, f32_type)?),
+        None => None,
+    };
     let grads = eval::backward(&inputs, &first.rounded(&host.d_o, value_dim), None);
     first.compare("dq", &grads.dq, &dq, key_dim)?;
     let grads = eval::backward(&last.inputs(&host), &last.rounded(&host.d_o, value_dim), None);
@@ -275,8 +285,22 @@ pub fn chunked(
     last.compare("dv", &grads.dv, &dv, value_dim)?;
     if let (false, Some(piece)) = (times, Piece::enough(problem, CARRIED[1], false)) {
         let d_o = piece.rounded(&host.d_o, value_dim);
-        let expected = eval::backward(&piece.inputs(&host), &d_o, None).dh0;
-        compare(problem, "dh0", &expected, &first_state(problem, &dh0))?;
+        let expected = eval::backward(&piece.inputs(&host), &d_o, None);
+        compare(problem, "dh0", &expected.dh0, &first_state(problem, &dh0))?;
+        let width = match problem.dims.gate {
+            GateKind::Vector => key_dim,
+            GateKind::Scalar => 1,
+            // nothing, or a sum over all sequences
+            GateKind::None | GateKind::Fixed => 0,
+        };
+        if let (Some(expected), Some(dgate)) = (&expected.dgate, &dgate)
+            && width > 0
+        {
+            let unknown = if piece.steps.end == time { 0 } else { FORGOTTEN };
+            let steps = 0..piece.steps.end.saturating_sub(unknown);
+            let expected = &expected[..steps.len() * width];
+            Piece { problem, steps }.compare("dgate", expected, dgate, width)?;
+        }
     }
     println!(
         "first calls, which compile: {first_forward:.1} s forward, {first_backward:.1} s backward"
@@ -287,7 +311,7 @@ pub fn chunked(
             forward().expect("it has run before");
             backward().expect("it has run before");
         }),
-        mib: mib(reserved(client).saturating_sub(before)),
+        mib: allocated,
     };
     Ok(Measured { passes: [fwd, both], blueprint })
 }
@@ -299,12 +323,12 @@ pub fn decode(
     state_dtype: ElemType,
     times: bool,
 ) -> Result<Timed> {
-    client.memory_cleanup().map_err(|e| anyhow!("cleanup: {e:?}"))?;
-    let before = reserved(client);
+    let before = clean(client)?;
     let Dims { key_dim, value_dim, .. } = problem.dims;
     let host = Inputs::new(problem);
     let start = noise(problem.state_len(), 6);
-    let x = Tensors::new(client, problem, &host, upload(client, &start, state_dtype));
+    let x =
+        apart(client, || Tensors::new(client, problem, &host, upload(client, &start, state_dtype)));
     let step = || {
         let args = RecurrentArgs {
             q: x.q.clone(),
@@ -317,7 +341,8 @@ pub fn decode(
         };
         gla_kernels::recurrent(client, problem, args)
     };
-    step()?;
+    apart(client, step)?;
+    let allocated = mib(held(client) - before);
     let o = check(client, "o", &x.o, problem.dtype)?;
     let state = check(client, "the state", &x.state, state_dtype)?;
     // the step of the first sequence's first head
@@ -334,7 +359,7 @@ pub fn decode(
     Ok(Timed {
         pass: "decode",
         ms: median_if(times, client, || step().expect("it has run before")),
-        mib: mib(reserved(client).saturating_sub(before)),
+        mib: allocated,
     })
 }
 
@@ -343,7 +368,22 @@ fn median_if(times: bool, client: &Client, call: impl FnMut()) -> f64 {
     if times { median_ms(client, call) } else { f64::NAN }
 }
 
-/// Bytes that the device's memory pools hold.
-fn reserved(client: &Client) -> u64 {
-    client.memory_report(MemoryScope::Device).usage().bytes_reserved
+/// Runs `call` with allocations of exactly their own size, in a pool apart: there a freed buffer serves
+/// only others of its size. So what the pool holds in the end is what the call allocates, and at most by
+/// the reuse among other sizes more than it needs at once. (The pools of daily use round up to pages,
+/// which may be of hundreds of MiB.)
+fn apart<Out: Send>(client: &Client, call: impl FnOnce() -> Out + Send) -> Out {
+    client.memory_persistent_allocation((), |()| call())
+}
+
+/// Bytes in the pool of [`apart`].
+fn held(client: &Client) -> u64 {
+    let report = client.memory_report(MemoryScope::Device);
+    report.streams.iter().map(|stream| stream.pools.persistent.usage.bytes_reserved).sum()
+}
+
+/// Gives back what earlier calls left in the pools: none of the next one's. What is held then.
+fn clean(client: &Client) -> Result<u64> {
+    client.memory_cleanup().map_err(|e| anyhow!("cleanup: {e:?}"))?;
+    Ok(held(client))
 }

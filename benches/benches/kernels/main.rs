@@ -58,7 +58,7 @@ struct Args {
     /// As many steps in all, in fewer and longer sequences: for the chart of time against length
     #[arg(long)]
     sweep: bool,
-    /// The first shape of the suite with every gate, plan, instruction and type that the device has
+    /// Three shapes with every gate, plan, instruction and type that the device has
     #[arg(long)]
     catalogue: bool,
     /// Compare more of the outputs, and time nothing: what is compiled is kept for a next process that times it,
@@ -91,6 +91,9 @@ const SUITE: [&str; 5] = [
     "8,2048,16,128,128",
 ];
 
+/// Of the catalogue: many heads and long sequences, few and very long ones, many and short ones.
+const CATALOGUE: [&str; 3] = [SUITE[0], SUITE[3], UNGATED[0]];
+
 /// Without a gate, beside attention.
 const UNGATED: [&str; 2] = ["8,1024,16,128,128", "8,2048,16,128,128"];
 
@@ -114,6 +117,8 @@ struct Run {
     dtype: String,
     plan: Option<String>,
     instruction: Option<String>,
+    /// Left out, and told, where the device has no such plan, instruction or type.
+    of_catalogue: bool,
 }
 
 impl Args {
@@ -124,6 +129,7 @@ impl Args {
             dtype: self.dtype.clone(),
             plan: self.plan.clone(),
             instruction: self.instruction.clone(),
+            of_catalogue: false,
         }
     }
 
@@ -144,7 +150,8 @@ impl Args {
             }
         }
         if self.catalogue {
-            for gate in GATES {
+            for (shape, gate) in CATALOGUE.iter().flat_map(|shape| GATES.map(|gate| (shape, gate)))
+            {
                 for dtype in ["bf16", "f16", "f32"] {
                     for (plan, instruction) in
                         [("scan", Some("mma")), ("scan", Some("cmma")), ("split", None)]
@@ -153,7 +160,8 @@ impl Args {
                             dtype: dtype.into(),
                             plan: Some(plan.into()),
                             instruction: instruction.map(String::from),
-                            ..self.run(SUITE[0], gate)
+                            of_catalogue: true,
+                            ..self.run(shape, gate)
                         });
                     }
                 }
@@ -189,13 +197,13 @@ impl Run {
             Some("cmma") => Some(Instruction::Cmma),
             Some(other) => bail!("--instruction {other}: expected mma or cmma"),
         };
-        let strategy = match (check_chunked(client, problem, strategy)?, instruction) {
+        let strategy = match (check_chunked(client, problem, strategy, true)?, instruction) {
             (Blueprint::Scan(scan), Some(instruction)) => {
                 Strategy::Forced(Blueprint::Scan(ScanBlueprint { instruction, ..scan }))
             }
             _ => strategy,
         };
-        check_chunked(client, problem, strategy)?;
+        check_chunked(client, problem, strategy, true)?;
         Ok(strategy)
     }
 }
@@ -226,7 +234,12 @@ fn main() -> Result<()> {
     let gbps = if args.check { f64::NAN } else { copy_gbps(&client)? };
     let ceilings = Ceilings { gbps, tflops: peers.matmul_tflops() };
     if !args.check {
-        println!("copy: {gbps:.0} GB/s; matrix product: {:?} TFLOP/s", ceilings.tflops);
+        match ceilings.tflops {
+            Some(tflops) => println!("copy: {gbps:.0} GB/s; matrix product: {tflops:.0} TFLOP/s"),
+            None => {
+                println!("copy: {gbps:.0} GB/s; no peers' matrix product: shares of that alone")
+            }
+        }
     }
 
     let mut rows: Vec<Row> = Vec::new();
@@ -246,7 +259,7 @@ fn main() -> Result<()> {
     for run in runs {
         let (problem, what) = (run.problem()?, format!("{} {} {}", run.shape, run.gate, run.dtype));
         let strategy = match run.strategy(&client, &problem) {
-            Err(refused) if args.catalogue => {
+            Err(refused) if run.of_catalogue => {
                 println!("{what}: left out: {refused}");
                 continue;
             }

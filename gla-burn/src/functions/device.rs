@@ -39,8 +39,9 @@ pub(super) fn check(
             gla_kernels::check_recurrent(&client, &problem)?;
         }
         // the backward is chunked in every form
-        if !spec.recurrent || device.is_autodiff() {
-            let blueprint = gla_kernels::check_chunked(&client, &problem, spec.strategy)?;
+        let grads = device.is_autodiff();
+        if !spec.recurrent || grads {
+            let blueprint = gla_kernels::check_chunked(&client, &problem, spec.strategy, grads)?;
             return Ok((!spec.recurrent).then_some(blueprint));
         }
     }

@@ -2,7 +2,7 @@
 
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Tensor};
-use gla_kernels::{Blueprint, GateKind, GlaError, Plan};
+use gla_kernels::{Blueprint, GateKind, GlaError, Plan, Strategy};
 
 use super::{check, device};
 use crate::{GlaOps, GlaSpec, OptionalTensor};
@@ -46,7 +46,7 @@ impl Gate {
 /// backward is chunked in each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Form {
-    /// Recurrent for very short sequences, else chunked.
+    /// Recurrent for sequences of up to 16 steps if neither chunk nor plan is given, else chunked.
     #[default]
     Auto,
     /// By chunks, in parallel: training and prefill.
@@ -224,13 +224,15 @@ fn checked(
 ) -> Result<(GlaSpec, Option<Blueprint>), GlaError> {
     check::sequences(q, k, v, gate, options)?;
     let [batch, time, _, key_dim] = q.dims();
+    let strategy = check::strategy(options)?;
     let spec = GlaSpec {
         gate: gate.kind(),
         scale: options.scale.unwrap_or((key_dim as f64).powf(-0.5)),
         cu_seqlens: options.cu_seqlens.as_deref().map(Into::into),
-        strategy: check::strategy(options)?,
+        strategy,
         recurrent: match options.form {
-            Form::Auto => time <= RECURRENT_UP_TO,
+            // who names chunk or plan asks for the chunked form
+            Form::Auto => time <= RECURRENT_UP_TO && strategy == Strategy::Inferred,
             Form::Chunk => false,
             Form::Recurrent => true,
         },

@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use crate::{Instruction, SUB};
+use crate::SUB;
 
 /// `acc[r] += sum_d a[a_at + 16 d + r] * b[b_at + b_stride d]` for the 16 rows of the unit's tile.
 ///
@@ -18,19 +18,12 @@ pub fn contract(
     b_at: usize,
     #[comptime] b_stride: usize,
     #[comptime] depth: usize,
-    #[comptime] instruction: Instruction,
 ) {
-    match instruction {
-        // refused by `SplitBlueprint::validate`: the scan plan's tiles are multiplied by `multiply`
-        Instruction::Mma | Instruction::Cmma => {}
-        Instruction::Registers => {
-            for d in 0..depth {
-                let x = b[b_at + d * b_stride];
-                #[unroll]
-                for r in 0..SUB {
-                    acc[r] += a[a_at + d * SUB + r] * x;
-                }
-            }
+    for d in 0..depth {
+        let x = b[b_at + d * b_stride];
+        #[unroll]
+        for r in 0..SUB {
+            acc[r] += a[a_at + d * SUB + r] * x;
         }
     }
 }

@@ -64,7 +64,7 @@ impl Blueprint {
     pub const fn instruction(&self) -> Instruction {
         match self {
             Blueprint::Scan(blueprint) => blueprint.instruction,
-            Blueprint::Split(blueprint) => blueprint.instruction,
+            Blueprint::Split(_) => Instruction::Registers,
         }
     }
 
@@ -155,8 +155,12 @@ impl ScanBlueprint {
             return Err(GlaError::Argument { name: "plan", message });
         }
         scan::validate(problem.dims, self.instruction, limits)?;
+        if self.segment == 0 {
+            let message = "must be at least 1 chunk, got 0".to_string();
+            return Err(GlaError::Argument { name: "segment", message });
+        }
         let chunks = problem.sequences.longest().div_ceil(SCAN_CHUNK);
-        if self.segment == 0 || chunks.div_ceil(self.segment) > SCAN_MAX_SEGMENTS {
+        if chunks.div_ceil(self.segment) > SCAN_MAX_SEGMENTS {
             let message = format!(
                 "{chunks} chunks in segments of {}: a sequence has at most {SCAN_MAX_SEGMENTS}",
                 self.segment
@@ -167,7 +171,7 @@ impl ScanBlueprint {
     }
 }
 
-/// Tile sizes and instruction of the split plan.
+/// Tile sizes of the split plan, which multiplies in registers.
 ///
 /// Every kernel runs `chunk / 16 * cols` units a cube (`scores`: `chunk / 16 * chunk`): a unit owns
 /// one column of a 16-row tile.
@@ -177,8 +181,6 @@ pub struct SplitBlueprint {
     pub chunk: usize,
     /// Columns of an output tile, one of [`COLS`].
     pub cols: usize,
-    /// The tile instruction.
-    pub instruction: Instruction,
 }
 
 /// The limits of a device that decide what fits.
@@ -341,8 +343,7 @@ impl SplitBlueprint {
     ///
     /// # Errors
     ///
-    /// [`GlaError::Chunk`] and [`GlaError::Cols`] for lengths and widths that do not exist,
-    /// [`GlaError::Argument`] for an instruction but [`Instruction::Registers`], and
+    /// [`GlaError::Chunk`] and [`GlaError::Cols`] for lengths and widths that do not exist, and
     /// [`GlaError::SharedMemory`], [`GlaError::Units`] and [`GlaError::Bindings`] where a kernel does not fit
     /// the device.
     pub fn validate(&self, limits: &DeviceLimits) -> Result<(), GlaError> {
@@ -351,10 +352,6 @@ impl SplitBlueprint {
         }
         if !COLS.contains(&self.cols) {
             return Err(GlaError::Cols { allowed: COLS, got: self.cols });
-        }
-        if self.instruction != Instruction::Registers {
-            let message = format!("the split plan has Registers only, got {:?}", self.instruction);
-            return Err(GlaError::Argument { name: "instruction", message });
         }
         for (kernel, requested) in self.shared_memory() {
             limits.check_shared_memory(kernel, requested)?;

@@ -113,11 +113,12 @@ pub(crate) fn largest_walk(
         .unwrap_or(0)
 }
 
-/// The scratch of a call: what, how many elements, of how many bytes.
+/// The scratch of a forward, and of a backward with `grads`: what, how many elements, of how many bytes.
 pub(crate) fn scratch(
     problem: &Problem,
     blueprint: ScanBlueprint,
     limits: &DeviceLimits,
+    grads: bool,
 ) -> Vec<(&'static str, usize, usize)> {
     let dims = problem.dims;
     let chunks = problem.sequences.num_chunks(CHUNK);
@@ -138,15 +139,21 @@ pub(crate) fn scratch(
     };
     let key_parts = if keys.by_channel() { 1 } else { keys.parts };
     let by_channel = if keys.by_channel() { keys.out_len(problem.rows(), chunks) } else { 0 };
-    vec![
+    let mut all = vec![
         ("queries with their decay", row_heads * keys.padded, size),
         ("the states between segments", segments * dims.heads * dims.key_dim * dims.value_dim, 4),
-        ("the state gradients between chunks", chunk_heads * keys.trace_len(), size),
         ("the matrix inside the chunks", chunk_heads * CHUNK * CHUNK, size),
-        ("shares of the key gradient through the state", by_channel, size),
-        shares("shares of the key gradient", dims.key_dim, key_parts),
         shares("shares of the output", dims.value_dim, values.parts),
-    ]
+    ];
+    if grads {
+        let trace = if dims.gate.is_some() { chunk_heads * keys.trace_len() } else { 0 };
+        all.extend([
+            ("the state gradients between chunks", trace, size),
+            ("shares of the key gradient through the state", by_channel, size),
+            shares("shares of the key gradient", dims.key_dim, key_parts),
+        ]);
+    }
+    all
 }
 
 /// What the kernels of a chunk are compiled for.

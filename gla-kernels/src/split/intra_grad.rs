@@ -168,7 +168,6 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
                 other * comptime!(SUB * cols) + col,
                 cols,
                 SUB,
-                blueprint.instruction,
             );
         }
         if other == block {

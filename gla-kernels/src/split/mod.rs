@@ -27,7 +27,7 @@ use crate::{Dims, SplitBlueprint};
 pub struct StageSpec {
     /// Heads, widths and gate kind.
     pub dims: Dims,
-    /// Tile sizes and instruction.
+    /// Tile sizes.
     pub blueprint: SplitBlueprint,
     /// Which end of a pair the stage works for.
     pub role: Role,

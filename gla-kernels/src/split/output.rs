@@ -99,16 +99,7 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
             }
             sync_cube();
         }
-        contract(
-            &mut acc,
-            &xs,
-            block * comptime!(SUB * SUB),
-            &ys,
-            col,
-            cols,
-            SUB,
-            blueprint.instruction,
-        );
+        contract(&mut acc, &xs, block * comptime!(SUB * SUB), &ys, col, cols, SUB);
         sync_cube();
     }
     if !is_key {
@@ -132,16 +123,7 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
             reaches = other >= block;
         }
         if reaches {
-            contract(
-                &mut acc,
-                &xs,
-                block * comptime!(SUB * SUB),
-                &ys,
-                col,
-                cols,
-                SUB,
-                blueprint.instruction,
-            );
+            contract(&mut acc, &xs, block * comptime!(SUB * SUB), &ys, col, cols, SUB);
         }
         sync_cube();
     }

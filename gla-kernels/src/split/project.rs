@@ -82,16 +82,7 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
             tile[d * cols + c] = read_or_zero::<f32>(states, offset, valid);
         }
         sync_cube();
-        contract(
-            &mut acc,
-            &ys,
-            block * comptime!(SUB * SUB),
-            &tile,
-            col,
-            cols,
-            SUB,
-            blueprint.instruction,
-        );
+        contract(&mut acc, &ys, block * comptime!(SUB * SUB), &tile, col, cols, SUB);
         if is_key && gated && block == 0 && i < key_dim {
             for d in 0..SUB {
                 let offset = state_at + i * value_dim + j0 + d;

@@ -148,16 +148,7 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
                 }
                 sync_cube();
             }
-            contract(
-                &mut acc,
-                &xs,
-                block * comptime!(SUB * SUB),
-                &ys,
-                col,
-                cols,
-                SUB,
-                blueprint.instruction,
-            );
+            contract(&mut acc, &xs, block * comptime!(SUB * SUB), &ys, col, cols, SUB);
             sync_cube();
         }
     }
