@@ -46,6 +46,10 @@ pub fn check_chunked(
             check_allocation(client, "the states between chunks", states, 4)?;
             let pairs = (problem.rows() * dims.heads).saturating_mul(split.chunk);
             check_allocation(client, "the intra-chunk matrix [B, T, H, chunk]", pairs, 4)?;
+            if grads {
+                let keys = problem.rows() * dims.heads * dims.key_dim;
+                check_allocation(client, "the key gradients before they are summed", keys, 4)?;
+            }
         }
         Blueprint::Scan(own) => {
             for (what, elements, size) in scan::scratch(problem, own, &limits, grads) {

@@ -163,24 +163,33 @@ impl<'a, B> Launcher<'a, B> {
         }
     }
 
-    /// Stage `reduce` over all rows and `width` channels: one value a head.
-    pub fn reduce_rows(&self, x: &Handle, out: &Handle, width: usize, dtype: ElemType) {
-        let (rows, heads, units) = (self.problem.rows(), self.problem.dims.heads, 64);
-        // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
-        unsafe {
-            reduce::gla_reduce_rows_kernel::launch_unchecked(
-                self.client,
-                cubes(heads, &self.limits),
-                CubeDim::new_1d(units as u32),
-                arg(x, (self.row_heads() * width).max(1)),
-                arg(out, heads),
-                rows,
-                heads,
-                width,
-                units,
-                dtype,
-            );
+    /// Stage `reduce` over all of so many rows: one value a head. Of many rows in two steps, the first in
+    /// parallel.
+    pub fn reduce_rows(&self, x: &Handle, out: &Handle, rows: usize, dtype: ElemType) {
+        let (heads, pieces) = (self.problem.dims.heads, rows.div_ceil(reduce::ROWS).max(1));
+        let launch = |x: &Handle, rows: usize, out: &Handle, pieces: usize, dtype: ElemType| {
+            // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
+            unsafe {
+                reduce::gla_reduce_rows_kernel::launch_unchecked(
+                    self.client,
+                    cubes(pieces * heads, &self.limits),
+                    CubeDim::new_1d(reduce::UNITS as u32),
+                    arg(x, (rows * heads).max(1)),
+                    arg(out, pieces * heads),
+                    rows,
+                    rows.div_ceil(pieces),
+                    pieces * heads,
+                    heads,
+                    dtype,
+                );
+            }
+        };
+        if pieces == 1 {
+            return launch(x, rows, out, 1, dtype);
         }
+        let sums = self.scratch(pieces * heads);
+        launch(x, rows, &sums, pieces, f32::elem_type_native());
+        launch(&sums, pieces, out, 1, dtype);
     }
 
     /// Sums a gate gradient `[rows, H, channels]` to the shape of the gate.
@@ -203,9 +212,9 @@ impl<'a, B> Launcher<'a, B> {
                 let per_row = self.scratch(self.row_heads());
                 let sum = Sum { parts: 1, group: 1, width: 1, inner: channels };
                 self.reduce_heads(dg, &per_row, sum, [f32_type, f32_type]);
-                self.reduce_rows(&per_row, dgate, 1, dtype);
+                self.reduce_rows(&per_row, dgate, self.problem.rows(), dtype);
             }
-            GateKind::Fixed => self.reduce_rows(dg, dgate, 1, dtype),
+            GateKind::Fixed => self.reduce_rows(dg, dgate, self.problem.rows(), dtype),
         }
     }
 }
@@ -221,8 +230,8 @@ pub(crate) fn widest_vector(width: usize, sizes: &[usize]) -> usize {
     sizes.iter().copied().find(|size| width.is_multiple_of(*size)).unwrap_or(1)
 }
 
-/// A grid of at least `tasks` cubes: devices bound each axis (65535 on WebGPU), so it has two.
+/// A grid of `tasks` cubes, and few more: devices bound each axis (65535 on WebGPU), so it has two.
 pub(crate) fn cubes(tasks: usize, limits: &DeviceLimits) -> CubeCount {
-    let x = tasks.min(limits.cubes.0 as usize).max(1);
-    CubeCount::Static(x as u32, tasks.div_ceil(x) as u32, 1)
+    let y = tasks.div_ceil(limits.cubes.0 as usize).max(1);
+    CubeCount::Static(tasks.div_ceil(y).max(1) as u32, y as u32, 1)
 }

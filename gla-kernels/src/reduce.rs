@@ -73,34 +73,44 @@ pub(crate) fn gla_reduce_heads_kernel<I: Float, O: Float, N: Size>(
     }
 }
 
-/// `out[h] = sum over rows and channels of x [rows, heads, width]`. One cube a head.
+/// Rows that a cube of [`gla_reduce_rows_kernel`] adds up at most, where it is not the last.
+pub(crate) const ROWS: usize = 8 * UNITS;
+
+/// `out[piece, h] = sum over the piece's rows of x [rows, heads]`. One cube a piece of `piece` rows and a
+/// head, which are `tasks`.
 #[cube(launch_unchecked)]
 pub(crate) fn gla_reduce_rows_kernel<O: Float>(
     x: &[f32],
     out: &mut [O],
     rows: usize,
+    piece: usize,
+    tasks: usize,
     #[comptime] heads: usize,
-    #[comptime] width: usize,
-    #[comptime] units: usize,
     #[define(O)] _dtype: ElemType,
 ) {
-    let head = CUBE_POS;
-    if head >= heads {
+    let task = CUBE_POS;
+    if task >= tasks {
         terminate!();
     }
+    let (first, head) = (task / heads * piece, task % heads);
+    let end = select(first + piece < rows, first + piece, rows);
     let unit = UNIT_POS as usize;
-    let mut partial = Shared::<[f32]>::new_slice(units);
+    let mut partial = Shared::<[f32]>::new_slice(UNITS);
     let mut sum = f32::new(0.0);
-    for at in range_stepped(unit, rows * width, units) {
-        sum += x[((at / width) * heads + head) * width + at % width];
+    for row in range_stepped(first + unit, end, UNITS) {
+        sum += x[row * heads + head];
     }
     partial[unit] = sum;
-    sync_cube();
-    if unit == 0 {
-        let mut total = f32::new(0.0);
-        for u in 0..units {
-            total += partial[u];
+    let mut left = comptime!(UNITS / 2).runtime();
+    while left > 0 {
+        sync_cube();
+        if unit < left {
+            sum += partial[unit + left];
+            partial[unit] = sum;
         }
-        out[head] = O::cast_from(total);
+        left /= 2;
+    }
+    if unit == 0 {
+        out[task] = O::cast_from(sum);
     }
 }

@@ -294,6 +294,9 @@ fn small_gradients() {
         for case in cases(&[
             "vector-ls1-t130-k60-v64-h2-init",
             "scalar-ls1-t65-k64-v60-h2",
+            // the gradient of the first state is that of the first row, times a strong decay
+            "scalar-m7-t65-k64-v60-h2-init",
+            "fixed-m7-t65-k64-v60-h2-init",
             // the scale takes them nearer, and the state has much of them, of several segments
             "none-t1000-k256-v64-h1",
             "scalar-ls16-t1000-k256-v64-h1",
@@ -302,7 +305,13 @@ fn small_gradients() {
             prepared.d_o.iter_mut().for_each(|x| *x *= size);
             dtype.round_all(&mut prepared.d_o);
             let floor = size * ABS_FLOOR;
-            prepared.check_gradients(&device.client, Strategy::Inferred, floor, &mut errors);
+            let mut strategies = vec![Strategy::Inferred];
+            if has_scan(&device, dtype) {
+                strategies.extend(scans_in(&device, dtype, &[usize::MAX]).into_iter().skip(1));
+            }
+            for strategy in strategies {
+                prepared.check_gradients(&device.client, strategy, floor, &mut errors);
+            }
         }
         assert!(errors.is_empty(), "{}:\n{}", device.name, errors.join("\n"));
     }

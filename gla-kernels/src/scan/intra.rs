@@ -14,10 +14,10 @@ use crate::components::{Acc, Left, Pair, Right, multiply};
 /// Pairs of the blocks on and below the diagonal.
 pub const BLOCK_PAIRS: usize = PLANES * 128;
 
-/// Vectors that each unit holds of the blocks; pairs they are.
+/// Vectors of four that each unit holds of the blocks.
 #[cube]
 pub(crate) fn held_blocks(#[comptime] spec: WalkSpec) -> comptime_type!(usize) {
-    comptime!(BLOCK_PAIRS.div_ceil(spec.units()))
+    comptime!((BLOCK_PAIRS / 2).div_ceil(spec.units()))
 }
 
 /// Reads a unit's share of the blocks of a chunk and head into registers.
@@ -33,9 +33,9 @@ pub(crate) fn fetch_blocks<E: Float, I: Size>(
     #[unroll]
     for n in 0..held_blocks(spec) {
         let at = UNIT_POS as usize + n * spec.units();
-        let (t, s) = lower_tile(select(at < BLOCK_PAIRS, at / 128, 0usize));
-        let row = line + t * 16 + at / 8 % 16;
-        out[n] = intra[row * comptime!(CHUNK / 2) + s * 8 + at % 8];
+        let (t, s) = lower_tile(select(at < comptime!(BLOCK_PAIRS / 2), at / 64, 0usize));
+        let row = line + t * 16 + at / 4 % 16;
+        out[n] = intra[row * comptime!(CHUNK / 4) + s * 4 + at % 4];
     }
 }
 
@@ -49,11 +49,14 @@ pub(crate) fn put_blocks<E: Float, I: Size>(
     #[unroll]
     for n in 0..held_blocks(spec) {
         let at = UNIT_POS as usize + n * spec.units();
-        if at < BLOCK_PAIRS {
-            let mut pair = Pair::<E>::empty();
-            pair.insert(0usize, x[n].extract(0usize));
-            pair.insert(1usize, x[n].extract(1usize));
-            out[at] = pair;
+        if at < comptime!(BLOCK_PAIRS / 2) {
+            #[unroll]
+            for half in 0..2usize {
+                let mut pair = Pair::<E>::empty();
+                pair.insert(0usize, x[n].extract(comptime!(2 * half)));
+                pair.insert(1usize, x[n].extract(comptime!(2 * half + 1)));
+                out[2 * at + half] = pair;
+            }
         }
     }
 }

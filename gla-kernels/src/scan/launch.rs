@@ -7,7 +7,7 @@ use cubecl::server::Handle;
 use super::plan::KeyScratch;
 use super::stage::scales_in_half;
 use super::state_walk::StateSpec;
-use super::walk_spec::{Decay, Intra, ROWS_LEN, WalkShape, WalkSpec};
+use super::walk_spec::{Decay, Intra, KeyAxis, ROWS_LEN, WalkShape, WalkSpec};
 use super::{
     CHUNK, ChunkSpec, combine, intra_grad, padded, part_type, prepare, row_gate, scores,
     state_walk, walk,
@@ -31,10 +31,12 @@ pub(crate) struct Prepared {
     pub dg: Handle,
 }
 
-/// Where the lines start, and where their last states go; `[lines, H, K, V]`.
+/// Where the lines start, `[lines, H, K, V]`, and where the walk for `o` or `dv` leaves the last states: nowhere
+/// if they are known already. (The walks for `dq` and `dk` have them too, of operands that may have been
+/// rounded more: a small gradient times a decay is subnormal in f16.)
 pub(crate) struct Ends {
     pub start: Option<Handle>,
-    pub end: Handle,
+    pub end: Option<Handle>,
 }
 
 /// One walk: what it reads and writes, and as what.
@@ -91,7 +93,7 @@ impl Launcher<'_, ScanBlueprint> {
         end: &Handle,
     ) -> Ends {
         if !self.lines.segmented {
-            return Ends { start: start.cloned(), end: end.clone() };
+            return Ends { start: start.cloned(), end: Some(end.clone()) };
         }
         let dims = self.problem.dims;
         let len = self.lines_len();
@@ -117,7 +119,7 @@ impl Launcher<'_, ScanBlueprint> {
                 start.is_some(),
             );
         }
-        Ends { start: Some(starts), end: added }
+        Ends { start: Some(starts), end: None }
     }
 
     /// Kernel `state_walk`, see [`state_walk`].
@@ -331,7 +333,7 @@ impl Launcher<'_, ScanBlueprint> {
         }
         let rows = self.problem.rows();
         let (deep, wide) = (self.vector(spec.depth_width), self.vector(spec.width));
-        let across = if spec.takes_turns() { 2 } else { self.vector(CHUNK) };
+        let across = self.vector(CHUNK);
         let (pair, written) = (wide.min(2), spec.out_vector(wide));
         // a unit leaves a multiple of eight numbers of its state
         let left = self.vector(8);
@@ -354,6 +356,7 @@ impl Launcher<'_, ScanBlueprint> {
         };
         let out_len = spec.out_len(rows, self.lines.num_chunks);
         let ends_len = self.lines_len();
+        let end = walk.ends.end.as_ref().filter(|_| spec.keys == KeyAxis::Depth);
         let read = |handle: &Handle, len: usize| if rows == 0 { none() } else { arg(handle, len) };
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
@@ -380,7 +383,7 @@ impl Launcher<'_, ScanBlueprint> {
                 },
                 probe,
                 walk.ends.start.as_ref().map_or_else(none, |start| arg(start, ends_len)),
-                arg(&walk.ends.end, ends_len),
+                end.map_or_else(none, |end| arg(end, ends_len)),
                 read(walk.out.0, out_len / written),
                 dots,
                 trace,
@@ -394,6 +397,7 @@ impl Launcher<'_, ScanBlueprint> {
                 spec,
                 scales_in_half(self.problem.dtype, self.problem.scale),
                 walk.ends.start.is_some(),
+                end.is_some(),
                 walk.out.1 == self.problem.dtype,
                 [self.problem.dtype, walk.out.1],
             );

@@ -92,7 +92,7 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
                 match (&dg, &args.dgate) {
                     (None, Some(dgate)) => (dgate, launcher.problem.gate_dtype),
                     (Some(dg), _) => (dg, f32_type),
-                    (None, None) => (&scratch.end, f32_type),
+                    (None, None) => unreachable!("a gate of channels has a gradient, see `check`"),
                 },
             );
             launcher.sum_shares((&dk_sum, dk_type), &args.dk, dims.kv_heads, dims.key_dim, 1);
@@ -117,8 +117,6 @@ pub(crate) struct KeyScratch {
     pub products: Handle,
     /// Of `q` and `dq`, `k` and `dk`: `[tiles, parts, rows, H]`
     pub dots: [Handle; 2],
-    /// The last states once more, unused.
-    pub end: Handle,
 }
 
 /// The `dk` walk, between the same `ends` as the `dv` walk, and the `dq` walk, into `[dq, dk]`.
@@ -138,7 +136,6 @@ fn key_walks(
     let left = KeyScratch {
         products: scratch(gated, spec.shares() * chunk_heads * spec.padded),
         dots: [scratch(spec.dots, dots_len), scratch(spec.dots, dots_len)],
-        end: launcher.scratch(launcher.problem.state_len()),
     };
     let trace = gated.then(|| launcher.scratch_like(chunk_heads * spec.trace_len()));
     launcher.walk(Walk {
@@ -154,8 +151,10 @@ fn key_walks(
         trace: trace.as_ref(),
         products: None,
     });
-    let start = args.initial_state.as_ref();
-    let ends = launcher.ends(made, false, [&made.kt, v], start, &left.end);
+    // the last states were the forward's to tell; of segments they are formed once more, for nothing
+    let end =
+        launcher.scratch(if launcher.lines.segmented { launcher.problem.state_len() } else { 1 });
+    let ends = launcher.ends(made, false, [&made.kt, v], args.initial_state.as_ref(), &end);
     let spec = WalkSpec::keys(launcher.shape(false));
     launcher.walk(Walk {
         spec,

@@ -59,15 +59,20 @@ pub(crate) fn fetch<E: Float, N: Size>(
     #[comptime] from: Stage,
 ) {
     let size = N::value();
-    let across = comptime!(from.cols / size);
     let wide = comptime!(from.width / size);
+    let line = comptime!(from.own_heads * wide);
+    // beyond the last row that one again; of no rows the tensor's first
+    let start = select(rows.len > 0, rows.start, 0usize);
+    let last = select(rows.len > 0, rows.len - 1, 0usize);
+    let first = start * line + (head / from.group) * wide;
     #[unroll]
     for n in 0..held::<N>(from) {
-        let at = UNIT_POS as usize + n * from.units;
-        let (r, c) = (at / across, col0 / size + at % across);
-        let valid = r < rows.len && c < wide;
-        let offset = ((rows.start + r) * from.own_heads + head / from.group) * wide + c;
-        out[n] = x[select(valid, offset, 0usize)];
+        let (r, c) = place::<N>(n, from);
+        let mut column = col0 / size + c;
+        if comptime!(!from.fills()) {
+            column = select(column < wide, column, 0usize);
+        }
+        out[n] = x[first + select(r < last, r, last) * line + column];
     }
 }
 
@@ -94,8 +99,10 @@ pub(crate) fn put<E: Float, N: Size>(
     }
     // a mask would take apart and join again every element, of chunks that are whole too
     if comptime!(!from.fills()) || len < CHUNK {
+        // in a loop, for there is mostly nothing to do
         for n in 0..held {
-            let (r, c) = place::<N>(n, from);
+            let (at, across) = (UNIT_POS as usize + n * from.units, comptime!(from.cols / size));
+            let (r, c) = (at / across, at % across);
             let outside = r >= len || col0 / size + c >= comptime!(from.width / size);
             if r < CHUNK && outside {
                 out[r * stride + c] = Vector::new(E::from_int(0));
@@ -134,13 +141,19 @@ pub(crate) fn put_any<E: Float, N: Size, T: Size>(
     }
 }
 
-/// Row and column, in vectors, of the unit's vector `n`.
+/// Row and column, in vectors, of the unit's vector `n`. Where the units are whole rows that is the first one's
+/// and a constant: one addition, of which no compiler is sure.
 #[cube]
-fn place<N: Size>(n: usize, #[comptime] from: Stage) -> (usize, usize) {
+fn place<N: Size>(#[comptime] n: usize, #[comptime] from: Stage) -> (usize, usize) {
     let size = N::value();
     let across = comptime!(from.cols / size);
-    let at = UNIT_POS as usize + n * from.units;
-    (at / across, at % across)
+    let unit = UNIT_POS as usize;
+    if comptime!(from.units.is_multiple_of(across)) {
+        (unit / across + comptime!(n * (from.units / across)), unit % across)
+    } else {
+        let at = unit + comptime!(n * from.units);
+        (at / across, at % across)
+    }
 }
 
 /// The unit's vector `n`, zero outside.

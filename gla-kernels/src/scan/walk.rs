@@ -53,7 +53,7 @@ use crate::components::{
 /// * `decays`: `[chunks, H, decay_stride]`, see [`Decay`]; `intra`: `[chunks, H, 64, 64]`
 /// * `probe`: as `out`, of its own heads; `dots`: out, `[tiles, parts, rows, H]`, the products of its
 ///   rows and those of `left state`; both if `spec.dots`
-/// * `start`, `end`: `[N, H, K, V]`; `start` is read if `has_start`
+/// * `start`, `end`: `[N, H, K, V]`; `start` is read if `has_start`, `end` written if `writes_end`
 /// * `out`: `[parts, rows, H, width]`, or `[parts, chunks, H, width, 64]` if `spec.by_channel()`; of the
 ///   type of the operands if `rounds_out`
 /// * `trace`: scratch `[chunks, H, trace_len]`
@@ -91,6 +91,7 @@ pub(crate) fn gla_walk_kernel<
     #[comptime] spec: WalkSpec,
     #[comptime] in_half: bool,
     #[comptime] has_start: bool,
+    #[comptime] writes_end: bool,
     #[comptime] rounds_out: bool,
     #[define(E, O)] _dtypes: [ElemType; 2],
 ) {
@@ -532,7 +533,7 @@ pub(crate) fn gla_walk_kernel<
     }
 
     #[unroll]
-    for n in 0..depth_tiles {
+    for n in 0..comptime!(if writes_end { depth_tiles } else { 0 }) {
         #[unroll]
         for half in 0..2usize {
             #[unroll]
