@@ -298,9 +298,10 @@ pub(crate) fn row_products<E: Float, N: Size, T: Size>(
         let second = &mut staged[comptime!(tile / size)..comptime!(2 * tile / size)];
         put_any::<E, N, T>(&next_right, second, rows.len, at, from_right, by);
         sync_cube();
-        // past the end it reads what nobody puts down
-        fetch::<E, N>(left, &mut next_left, rows, head, at + slice_len, from_left);
-        fetch::<E, N>(right, &mut next_right, rows, head, at + slice_len, from_right);
+        // after the last it reads the first again, for nothing
+        let next = select(at + slice_len < from_left.width, at + slice_len, 0usize);
+        fetch::<E, N>(left, &mut next_left, rows, head, next, from_left);
+        fetch::<E, N>(right, &mut next_right, rows, head, next, from_right);
         #[unroll]
         for round in 0..comptime!(PLANES.div_ceil(planes)) {
             let own = plane + round * planes;

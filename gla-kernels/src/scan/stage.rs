@@ -47,8 +47,9 @@ pub(crate) fn held<N: Size>(#[comptime] from: Stage) -> comptime_type!(usize) {
     comptime!((CHUNK * (from.cols / size)).div_ceil(from.units))
 }
 
-/// Reads a unit's share of a tile into registers. What lies outside is read from elsewhere in the
-/// tensor and [`put`] zeroes it: a use of the values here would wait for them.
+/// Reads a unit's share of the tile from column `col0` on, which lies within the width, into registers. What
+/// the tile has outside is read from elsewhere in the tensor and [`put`] zeroes it: a use of the values here
+/// would wait for them.
 #[cube]
 pub(crate) fn fetch<E: Float, N: Size>(
     x: &[Vector<E, N>],
