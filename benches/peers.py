@@ -27,7 +27,9 @@ CHUNKED = [
     ("vector", 8, 2048, 16, 128, 128),
     ("none", 8, 1024, 16, 128, 128),
     ("none", 8, 2048, 16, 128, 128),
-    # the sweep: as many steps in all, in fewer and longer sequences
+]
+# as many steps in all, in fewer and longer sequences
+SWEEP = [
     ("vector", 16, 1024, 16, 128, 128),
     ("vector", 4, 4096, 16, 128, 128),
     ("vector", 2, 8192, 16, 128, 128),
@@ -110,6 +112,9 @@ def add(name, gate, passes, sizes, call):
     row["ms"] = ms = float(do_bench(call, warmup=50, rep=200, return_mode="median"))
     rows.append(row)
     print(f"{name:34} {gate:6} {passes:6} {sizes} {ms:.4f} ms", flush=True)
+    # what is measured is kept, should the run end early
+    with open(sys.argv[1] if len(sys.argv) > 1 else "peers.json", "w") as out:
+        json.dump(rows, out, indent=1)
 
 
 def random(*shape):
@@ -131,6 +136,8 @@ def both(name, gate, sizes, forward, leaves, d_out):
 
 
 def chunked(gate, b, t, h, k_dim, v_dim):
+    if worker is not None:
+        b = min(b, 2)  # the same kernels in less memory, of which workers have a share
     sizes = (b, t, h, k_dim, v_dim)
     q, k = (random(b, t, h, k_dim).requires_grad_() for _ in range(2))
     v, d_out = random(b, t, h, v_dim).requires_grad_(), random(b, t, h, v_dim)
@@ -190,9 +197,6 @@ def attempt(measure, *sizes):
         measure(*sizes)
     except Exception as error:  # a peer that fails is reported, and the others go on
         print(f"peers.py: {measure.__name__}{sizes} failed: {str(error)[:200]}", flush=True)
-    if worker is None:  # what is measured is kept, should the run end early
-        with open(sys.argv[1] if len(sys.argv) > 1 else "peers.json", "w") as out:
-            json.dump(rows, out, indent=1)
 
 
 if worker is not None:
@@ -209,6 +213,8 @@ if fla:
         attempt(chunked, *case)
     for case in DECODE:
         attempt(decode, *case)
-    # a model for each worker would not fit the device; its kernels of fla are those of the first shape
+    # workers share the device: a model for each would not fit, and its kernels are those of the first shape
     if worker is None:
+        for case in SWEEP:
+            attempt(chunked, *case)
         attempt(train, 8, 2048)
