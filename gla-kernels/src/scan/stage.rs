@@ -338,3 +338,85 @@ pub(crate) fn put_decays(
         }
     }
 }
+
+#[cfg(all(test, feature = "wgpu"))]
+mod tests {
+    use cubecl::wgpu::{WgpuDevice, WgpuRuntime, WgslCompiler};
+    use cubecl_runtime::runtime::Runtime;
+
+    use super::*;
+    use crate::launch::arg;
+
+    const STRIDE_PAD: usize = 8;
+
+    #[cube(launch_unchecked)]
+    fn tile_kernel<N: Size>(
+        x: &[Vector<f32, N>],
+        out: &mut [Vector<f32, N>],
+        start: usize,
+        len: usize,
+        head: usize,
+        col0: usize,
+        #[comptime] from: Stage,
+    ) {
+        let size = N::value();
+        let tile_len = comptime!(CHUNK * (from.cols + STRIDE_PAD) / size);
+        let mut tile = Shared::<[Vector<f32, N>]>::new_slice(tile_len);
+        let mut own = Array::<Vector<f32, N>>::new(held::<N>(from));
+        fetch::<f32, N>(x, &mut own, &ChunkRows { start, len }, head, col0, from);
+        put::<f32, N>(&own, &mut tile, len, col0, from);
+        sync_cube();
+        for at in range_stepped(UNIT_POS as usize, tile_len, from.units) {
+            out[at] = tile[at];
+        }
+    }
+
+    /// Tiles that fill the width and that reach beyond it, whole and short chunks, more and fewer units than
+    /// rows have vectors, in vectors of one and four.
+    #[test]
+    fn a_tile_is_a_piece_of_the_tensor() {
+        let open = || WgpuRuntime::<WgslCompiler>::client(&WgpuDevice::default());
+        let Ok(client) = std::panic::catch_unwind(open) else {
+            println!("SKIPPED wgsl: no adapter");
+            return;
+        };
+        let (rows, heads, own_heads, head) = (100usize, 4, 2, 3);
+        for (width, cols, col0) in [(96usize, 32usize, 32usize), (40, 32, 32), (36, 48, 0)] {
+            let number = |n: usize| n as f32 + 1.0;
+            let host: Vec<f32> = (0..rows * own_heads * width).map(number).collect();
+            let x = client.create_from_slice(f32::as_bytes(&host));
+            for (start, len) in [(0, 64), (64, 36), (99, 1), (100, 0)] {
+                for (units, size) in [(64, 4), (128, 1), (48, 4), (256, 4)] {
+                    let from = Stage::new(heads, own_heads, width, cols, units);
+                    let stride = cols + STRIDE_PAD;
+                    let out = client.create_from_slice(f32::as_bytes(&vec![f32::NAN; 64 * stride]));
+                    // SAFETY: the buffers are as long as they are told to be.
+                    unsafe {
+                        tile_kernel::launch_unchecked(
+                            &client,
+                            CubeCount::Static(1, 1, 1),
+                            CubeDim::new_1d(units as u32),
+                            size,
+                            arg(&x, host.len() / size),
+                            arg(&out, 64 * stride / size),
+                            start,
+                            len,
+                            head,
+                            col0,
+                            from,
+                        );
+                    }
+                    let bytes = client.read_one(out).expect("the kernel ran");
+                    let tile = f32::from_bytes(&bytes);
+                    for (r, c) in (0..64).flat_map(|r| (0..cols).map(move |c| (r, c))) {
+                        let inside = r < len && col0 + c < width;
+                        let at = ((start + r) * own_heads + head / 2) * width + col0 + c;
+                        let expected = if inside { host[at] } else { 0.0 };
+                        let case = format!("{width} {cols} {start} {len} {units} {size}: {r} {c}");
+                        assert_eq!(tile[r * stride + c], expected, "{case}");
+                    }
+                }
+            }
+        }
+    }
+}
