@@ -47,8 +47,12 @@ pub fn check_chunked(
             let pairs = (problem.rows() * dims.heads).saturating_mul(split.chunk);
             check_allocation(client, "the intra-chunk matrix [B, T, H, chunk]", pairs, 4)?;
             if grads {
-                let keys = problem.rows() * dims.heads * dims.key_dim;
-                check_allocation(client, "the key gradients before they are summed", keys, 4)?;
+                let width = match dims.heads > dims.kv_heads {
+                    true => dims.key_dim.max(dims.value_dim),
+                    false => dims.key_dim,
+                };
+                let sums = problem.rows() * dims.heads * width;
+                check_allocation(client, "gradients before they are summed", sums, 4)?;
             }
         }
         Blueprint::Scan(own) => {

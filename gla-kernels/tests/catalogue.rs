@@ -213,6 +213,9 @@ fn scan_widths() {
                 "vector-ls16-t1200-k64-v64-h1-init-final",
                 "vector-ls1-b64-t65-k128-v64-h4-final",
                 "vector-ls1-b32-t65-k256-v256-h2",
+                "scalar-ls1-b8-t130-k128-v256-h4-kv2-init-final",
+                "fixed-ls1-b8-t130-k128-v256-h4-kv2-init-final",
+                "none-b8-t130-k128-v256-h4-kv2-init-final",
             ]);
             let f32 = RefDType::F32;
             check(device.name, &device.client, &cases, dtype, f32, Strategy::Inferred);

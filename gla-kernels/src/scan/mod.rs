@@ -36,7 +36,9 @@ use walk_spec::{WalkShape, WalkSpec};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use crate::{DeviceLimits, Dims, GlaError, Instruction, Problem, SCAN_CHUNK, ScanBlueprint};
+use crate::{
+    DeviceLimits, Dims, GateKind, GlaError, Instruction, Problem, SCAN_CHUNK, ScanBlueprint,
+};
 
 /// Rows of a chunk.
 pub const CHUNK: usize = SCAN_CHUNK;
@@ -127,7 +129,8 @@ pub(crate) fn scratch(
     let (keys, values) = (WalkSpec::keys(shape), WalkSpec::values(shape));
     let size = problem.dtype.size();
     let (chunk_heads, row_heads) = (chunks * dims.heads, problem.rows() * dims.heads);
-    let group = dims.heads / dims.kv_heads;
+    // of the gradients of keys and values: outputs and the queries' have a head for each
+    let group = if grads { dims.heads / dims.kv_heads } else { 1 };
     // see `Launcher::shares`
     let shares = |what, width, parts| match (parts, group) {
         (1, 1) => (what, 0, size),
@@ -139,8 +142,9 @@ pub(crate) fn scratch(
     };
     let key_parts = if keys.by_channel() { 1 } else { keys.parts };
     let by_channel = if keys.by_channel() { keys.out_len(problem.rows(), chunks) } else { 0 };
+    let decayed = if dims.gate == GateKind::Vector { row_heads * keys.padded } else { 0 };
     let mut all = vec![
-        ("queries with their decay", row_heads * keys.padded, size),
+        ("queries with their decay", decayed, size),
         ("the states between segments", segments * dims.heads * dims.key_dim * dims.value_dim, 4),
         ("the matrix inside the chunks", chunk_heads * CHUNK * CHUNK, size),
         shares("shares of the output", dims.value_dim, values.parts),
