@@ -138,23 +138,30 @@ fn blueprints_agree() {
 /// Plans and instructions that are not chosen by themselves are right too, and segments of any length.
 #[test]
 fn plans_agree() {
+    let few = [
+        "none-b2-t65-k33-v20-h4-kv2-init-final",
+        "vector-ls1-cu0.5.5.64.130-k33-v20-h4-kv2-init",
+        "vector-mixed-b2-t65-k33-v20-h4-kv2-init-final",
+        "vector-ls1-t130-k33-v20-h4-kv2-init-final",
+        "none-b2-t130-k33-v20-h4-kv2-init-final",
+        "scalar-mixed-t130-k33-v20-h4-kv2-init-final",
+        "fixed-ls1-cu0.5.5.64.130-k33-v20-h4-kv2-init-final",
+    ];
+    check_scans(&few, |device, dtype| {
+        let scans = scans_in(device, dtype, &[1, 2, usize::MAX]);
+        [vec![Strategy::Plan(Plan::Split)], scans].concat()
+    });
+}
+
+/// Checks cases on each device with tensor cores, in each type that they multiply.
+fn check_scans(ids: &[&str], strategies: impl Fn(&TestDevice, RefDType) -> Vec<Strategy>) {
+    let cases = cases(ids);
     for device in devices() {
         for dtype in [RefDType::F16, RefDType::BF16] {
-            let few = cases(&[
-                "none-b2-t65-k33-v20-h4-kv2-init-final",
-                "vector-ls1-cu0.5.5.64.130-k33-v20-h4-kv2-init",
-                "vector-mixed-b2-t65-k33-v20-h4-kv2-init-final",
-                "vector-ls1-t130-k33-v20-h4-kv2-init-final",
-                "none-b2-t130-k33-v20-h4-kv2-init-final",
-                "scalar-mixed-t130-k33-v20-h4-kv2-init-final",
-                "fixed-ls1-cu0.5.5.64.130-k33-v20-h4-kv2-init-final",
-            ]);
-            if !has_scan(&device, dtype) {
-                continue;
-            }
-            let scans = scans_in(&device, dtype, &[1, 2, usize::MAX]);
-            for strategy in [vec![Strategy::Plan(Plan::Split)], scans].concat() {
-                check(device.name, &device.client, &few, dtype, RefDType::F32, strategy);
+            if has_scan(&device, dtype) {
+                for strategy in strategies(&device, dtype) {
+                    check(device.name, &device.client, &cases, dtype, RefDType::F32, strategy);
+                }
             }
         }
     }
@@ -184,6 +191,12 @@ fn scans_in(device: &TestDevice, dtype: RefDType, segments: &[usize]) -> Vec<Str
     strategies
 }
 
+/// What is inferred, and the scan plan with the instructions of the device that are not.
+fn inferred_and_others(device: &TestDevice, dtype: RefDType) -> Vec<Strategy> {
+    let others = scans_in(device, dtype, &[usize::MAX]).into_iter().skip(1);
+    std::iter::once(Strategy::Inferred).chain(others).collect()
+}
+
 /// Whether the device has the scan plan for the type; says so if not. CUDA has it.
 fn has_scan(device: &TestDevice, dtype: RefDType) -> bool {
     let scans = scans(device, dtype, CaseGate::Vector);
@@ -197,55 +210,35 @@ fn has_scan(device: &TestDevice, dtype: RefDType) -> bool {
 /// Widths in one and several parts, and calls with enough cubes for the wider tiles.
 #[test]
 fn scan_widths() {
-    for device in devices() {
-        for dtype in [RefDType::F16, RefDType::BF16] {
-            if !has_scan(&device, dtype) {
-                continue;
-            }
-            let cases = cases(&[
-                "vector-ls1-t130-k256-v512-h2-init-final",
-                "vector-mixed-cu0.5.5.64.200-k256-v300-h4-kv2-init-final",
-                "scalar-ls1-b2-t65-k192-v385-h2-final",
-                "none-b2-t65-k80-v24-h2-init",
-                "none-b2-t130-k256-v300-h4-kv2-init-final",
-                "fixed-ls1-b2-t65-k40-v520-h2-init-final",
-                "scalar-ls1-b64-t65-k128-v64-h4-kv2-final",
-                "vector-ls16-t1200-k64-v64-h1-init-final",
-                "vector-ls1-b64-t65-k128-v64-h4-final",
-                "vector-ls1-b32-t65-k256-v256-h2",
-                "scalar-ls1-b8-t130-k128-v256-h4-kv2-init-final",
-                "fixed-ls1-b8-t130-k128-v256-h4-kv2-init-final",
-                "none-b8-t130-k128-v256-h4-kv2-init-final",
-            ]);
-            let f32 = RefDType::F32;
-            check(device.name, &device.client, &cases, dtype, f32, Strategy::Inferred);
-            for strategy in scans_in(&device, dtype, &[usize::MAX]).into_iter().skip(1) {
-                check(device.name, &device.client, &cases, dtype, f32, strategy);
-            }
-        }
-    }
+    let ids = [
+        "vector-ls1-t130-k256-v512-h2-init-final",
+        "vector-mixed-cu0.5.5.64.200-k256-v300-h4-kv2-init-final",
+        "scalar-ls1-b2-t65-k192-v385-h2-final",
+        "none-b2-t65-k80-v24-h2-init",
+        "none-b2-t130-k256-v300-h4-kv2-init-final",
+        "fixed-ls1-b2-t65-k40-v520-h2-init-final",
+        "scalar-ls1-b64-t65-k128-v64-h4-kv2-final",
+        "vector-ls16-t1200-k64-v64-h1-init-final",
+        "vector-ls1-b64-t65-k128-v64-h4-final",
+        "vector-ls1-b32-t65-k256-v256-h2",
+        "scalar-ls1-b8-t130-k128-v256-h4-kv2-init-final",
+        "fixed-ls1-b8-t130-k128-v256-h4-kv2-init-final",
+        "none-b8-t130-k128-v256-h4-kv2-init-final",
+    ];
+    check_scans(&ids, inferred_and_others);
 }
 
 /// Segments of several chunks, and enough of them for the wider cubes of the walks between them.
 #[test]
 fn segments() {
-    for device in devices() {
-        for dtype in [RefDType::F16, RefDType::BF16] {
-            if !has_scan(&device, dtype) {
-                continue;
-            }
-            let cases = cases(&[
-                "vector-ls1-b2-t580-k72-v130-h20-init-final",
-                "vector-mixed-cu0.5.5.300.580-k200-v40-h40-kv20-final",
-                "scalar-ls16-b2-t580-k64-v150-h20-kv10-init-final",
-                "fixed-ls1-b2-t580-k33-v70-h20-final",
-                "none-b2-t580-k64-v130-h20-init",
-            ]);
-            for strategy in scans_in(&device, dtype, &[4]) {
-                check(device.name, &device.client, &cases, dtype, RefDType::F32, strategy);
-            }
-        }
-    }
+    let ids = [
+        "vector-ls1-b2-t580-k72-v130-h20-init-final",
+        "vector-mixed-cu0.5.5.300.580-k200-v40-h40-kv20-final",
+        "scalar-ls16-b2-t580-k64-v150-h20-kv10-init-final",
+        "fixed-ls1-b2-t580-k33-v70-h20-final",
+        "none-b2-t580-k64-v130-h20-init",
+    ];
+    check_scans(&ids, |device, dtype| scans_in(device, dtype, &[4]));
 }
 
 /// Calls without a step: states and their gradients pass through.
@@ -308,10 +301,10 @@ fn small_gradients() {
             prepared.d_o.iter_mut().for_each(|x| *x *= size);
             dtype.round_all(&mut prepared.d_o);
             let floor = size * ABS_FLOOR;
-            let mut strategies = vec![Strategy::Inferred];
-            if has_scan(&device, dtype) {
-                strategies.extend(scans_in(&device, dtype, &[usize::MAX]).into_iter().skip(1));
-            }
+            let strategies = match has_scan(&device, dtype) {
+                true => inferred_and_others(&device, dtype),
+                false => vec![Strategy::Inferred],
+            };
             for strategy in strategies {
                 prepared.check_gradients(&device.client, strategy, floor, &mut errors);
             }

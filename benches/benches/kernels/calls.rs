@@ -274,10 +274,8 @@ pub fn chunked(
     let dq = check(client, "dq", &dq, dtype)?;
     let dk = check(client, "dk", &dk, dtype)?;
     let dv = check(client, "dv", &dv, dtype)?;
-    let dgate = match &dgate {
-        Some(dgate) => Some(check(client, "dgate", dgate, f32_type)?),
-        None => None,
-    };
+    let of_gate =
+        dgate.as_ref().map(|dgate| check(client, "dgate", dgate, f32_type)).transpose()?;
     let grads = eval::backward(&inputs, &first.rounded(&host.d_o, value_dim), None);
     first.compare("dq", &grads.dq, &dq, key_dim)?;
     let grads = eval::backward(&last.inputs(&host), &last.rounded(&host.d_o, value_dim), None);
@@ -288,14 +286,12 @@ pub fn chunked(
         let expected = eval::backward(&piece.inputs(&host), &d_o, None);
         compare(problem, "dh0", &expected.dh0, &first_state(problem, &dh0))?;
         let width = match problem.dims.gate {
-            GateKind::Vector => key_dim,
-            GateKind::Scalar => 1,
+            GateKind::Vector => Some(key_dim),
+            GateKind::Scalar => Some(1),
             // nothing, or a sum over all sequences
-            GateKind::None | GateKind::Fixed => 0,
+            GateKind::None | GateKind::Fixed => None,
         };
-        if let (Some(expected), Some(dgate)) = (&expected.dgate, &dgate)
-            && width > 0
-        {
+        if let (Some(width), Some(expected), Some(dgate)) = (width, &expected.dgate, &of_gate) {
             let unknown = if piece.steps.end == time { 0 } else { FORGOTTEN };
             let steps = 0..piece.steps.end.saturating_sub(unknown);
             let expected = &expected[..steps.len() * width];
@@ -324,7 +320,7 @@ pub fn decode(
     times: bool,
 ) -> Result<Timed> {
     let before = clean(client)?;
-    let Dims { key_dim, value_dim, .. } = problem.dims;
+    let Dims { value_dim, .. } = problem.dims;
     let host = Inputs::new(problem);
     let start = noise(problem.state_len(), 6);
     let x =
@@ -347,14 +343,14 @@ pub fn decode(
     let state = check(client, "the state", &x.state, state_dtype)?;
     // the step of the first sequence's first head
     let piece = Piece { problem, steps: 0..1 };
-    let mut initial: Vec<f64> = start[..key_dim * value_dim].iter().map(|&x| x.into()).collect();
+    let mut initial = first_state(problem, &start);
     precision(state_dtype).round_all(&mut initial);
     let expected =
         eval::forward(&RefInputs { initial_state: Some(initial), ..piece.inputs(&host) });
     piece.compare("o", &expected.o, &o, value_dim)?;
     let coarser = if state_dtype == f32::elem_type_native() { 1e-4 } else { 4e-3 };
-    let own = &state[..key_dim * value_dim];
-    eval::check("the state", &expected.final_state, own, coarser, eval::ABS_FLOOR)
+    let own = first_state(problem, &state);
+    eval::check("the state", &expected.final_state, &own, coarser, eval::ABS_FLOOR)
         .map_err(|e| anyhow!(e))?;
     Ok(Timed {
         pass: "decode",
