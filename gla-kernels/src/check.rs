@@ -7,7 +7,7 @@ use cubecl::server::Handle;
 
 use crate::{
     Blueprint, DeviceLimits, GlaError, MAX_BINDINGS, Problem, Strategy, check_addressable, scan,
-    select,
+    select, split,
 };
 
 /// Checks that [`forward`](fn@crate::forward), and [`backward`](fn@crate::backward) with `grads`, can run a
@@ -36,30 +36,14 @@ pub fn check_chunked(
             ),
         });
     }
-    let dims = problem.dims;
     let limits = DeviceLimits::of(client);
     let blueprint = select(strategy, problem, &limits)?;
-    match blueprint {
-        Blueprint::Split(split) => {
-            let chunks = problem.sequences.num_chunks(split.chunk);
-            let states = chunks.saturating_mul(dims.heads * dims.key_dim * dims.value_dim);
-            check_allocation(client, "the states between chunks", states, 4)?;
-            let pairs = (problem.rows() * dims.heads).saturating_mul(split.chunk);
-            check_allocation(client, "the intra-chunk matrix [B, T, H, chunk]", pairs, 4)?;
-            if grads {
-                let width = match dims.heads > dims.kv_heads {
-                    true => dims.key_dim.max(dims.value_dim),
-                    false => dims.key_dim,
-                };
-                let sums = problem.rows() * dims.heads * width;
-                check_allocation(client, "gradients before they are summed", sums, 4)?;
-            }
-        }
-        Blueprint::Scan(own) => {
-            for (what, elements, size) in scan::scratch(problem, own, &limits, grads) {
-                check_allocation(client, what, elements, size)?;
-            }
-        }
+    let scratch = match blueprint {
+        Blueprint::Scan(own) => scan::scratch(problem, own, &limits, grads),
+        Blueprint::Split(own) => split::scratch(problem, own, grads),
+    };
+    for (what, elements, size) in scratch {
+        check_allocation(client, what, elements, size)?;
     }
     Ok(blueprint)
 }

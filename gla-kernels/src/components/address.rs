@@ -57,11 +57,7 @@ impl ChunkMap {
         } else {
             let sequence = chunk / self.chunks;
             let within = (chunk - sequence * self.chunks) * rows;
-            let left = self.time - within;
-            ChunkRows {
-                start: sequence * self.time + within,
-                len: select(left < rows, left, rows.runtime()),
-            }
+            chunk_at(sequence * self.time + within, self.time - within, rows)
         }
     }
 
@@ -107,9 +103,14 @@ impl Line {
     /// The rows of one of its chunks.
     pub fn rows_of(&self, chunk: usize) -> ChunkRows {
         let start = self.start + (chunk - self.first) * comptime!(self.rows);
-        let (left, rows) = (self.end - start, comptime!(self.rows));
-        ChunkRows { start, len: select(left < rows, left, rows.runtime()) }
+        chunk_at(start, self.end - start, comptime!(self.rows))
     }
+}
+
+/// The chunk of `rows` from `start` on, of a sequence that has so many `left` there.
+#[cube]
+fn chunk_at(start: usize, left: usize, #[comptime] rows: usize) -> ChunkRows {
+    ChunkRows { start, len: select(left < rows, left, rows.runtime()) }
 }
 
 /// The chunk of a step along `count` chunks from `first`.

@@ -78,10 +78,11 @@ impl Blueprint {
 
     /// Rows of a chunk, and chunks that are walked in one go, see [`ScanBlueprint::segment`].
     pub(crate) const fn cut(&self) -> (usize, usize) {
-        match self {
-            Blueprint::Scan(blueprint) => (SCAN_CHUNK, blueprint.segment),
-            Blueprint::Split(blueprint) => (blueprint.chunk, usize::MAX),
-        }
+        let segment = match self {
+            Blueprint::Scan(blueprint) => blueprint.segment,
+            Blueprint::Split(_) => usize::MAX,
+        };
+        (self.chunk(), segment)
     }
 
     /// Checks the blueprint against a device and a problem.
@@ -261,8 +262,9 @@ impl DeviceLimits {
             cubes: (hardware.max_cube_count.0, hardware.max_cube_count.1),
             processors: hardware.num_streaming_multiprocessors.unwrap_or(128) as usize,
             mma: tensor_types(client, has_mma),
-            // compared with the reference on these alone, on CUDA with compute capability 9.0. (An adapter opened for WGSL in a build
-            // that has SPIR-V cannot be told from one opened for SPIR-V; there, kernels do not compile.)
+            // compared with the reference on these alone, on CUDA with compute capability 9.0. (An adapter
+            // opened for WGSL in a build that has SPIR-V cannot be told from one opened for SPIR-V; there,
+            // kernels do not compile.)
             cmma: match client.name() {
                 "wgpu<spirv>" => tensor_types(client, has_cmma),
                 "cuda" => tensor_types(client, |matmul, elem| {

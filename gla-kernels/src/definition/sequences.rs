@@ -105,25 +105,24 @@ impl Sequences {
     /// than `segment` chunks, segments of them of so many.
     pub(crate) fn lines(&self, chunk: usize, segment: usize) -> Lines {
         let segmented = self.longest().div_ceil(chunk) > segment;
-        let num_chunks = self.num_chunks(chunk);
         match self {
             Sequences::Uniform { batch, time } => {
                 let chunks = time.div_ceil(chunk);
                 let segment = if segmented { segment } else { chunks };
                 let segments = if segmented { chunks.div_ceil(segment) } else { 1 };
                 let place = Place::Equal { time: *time, chunks, segments, segment };
-                Lines { count: batch * segments, num_chunks, segmented, place }
+                Lines { count: batch * segments, num_chunks: batch * chunks, segmented, place }
             }
             Sequences::Packed { .. } => {
                 let length = if segmented { segment } else { usize::MAX };
-                let (words, count) = self.table(chunk, length);
+                let (words, count, num_chunks) = self.table(chunk, length);
                 Lines { count, num_chunks, segmented, place: Place::Table(words) }
             }
         }
     }
 
-    /// See [`Place::Table`]. A sequence without rows is a line, but has no segments.
-    fn table(&self, chunk: usize, segment: usize) -> (Vec<u32>, usize) {
+    /// See [`Place::Table`]; its lines and its chunks. A sequence without rows is a line, but has no segments.
+    fn table(&self, chunk: usize, segment: usize) -> (Vec<u32>, usize, usize) {
         let (mut bounds, mut lines, mut chunks) = (vec![0], Vec::new(), Vec::new());
         for (start, len) in self.spans() {
             let (first, count) = (chunks.len() / 2, len.div_ceil(chunk));
@@ -140,8 +139,8 @@ impl Sequences {
             }
             bounds.push(lines.len() as u32 / 4);
         }
-        let count = lines.len() / 4;
-        (bounds.into_iter().chain(lines).chain(chunks).collect(), count)
+        let (count, num_chunks) = (lines.len() / 4, chunks.len() / 2);
+        (bounds.into_iter().chain(lines).chain(chunks).collect(), count, num_chunks)
     }
 }
 

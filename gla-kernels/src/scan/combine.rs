@@ -8,14 +8,14 @@
 use cubecl::prelude::*;
 
 use super::walk_spec::{Decay, TOTAL};
-use crate::components::ChunkMap;
+use crate::components::{ChunkMap, step_chunk};
 use crate::{Dims, SCAN_MAX_SEGMENTS};
 
 /// Units of a cube.
 pub const UNITS: usize = 64;
 
 /// * `start`, `end`: `[N, H, K, V]`, the states before and after the sequence; `start` is read if
-///   `has_start`
+///   `has_start`, `end` written if `writes_end`
 /// * `added`: `[segments, H, K, V]`; `starts`: out, the same shape
 /// * `decays`: `[chunks, H, stride]`, see [`Decay`]
 #[cube(launch_unchecked)]
@@ -32,6 +32,7 @@ pub(crate) fn gla_combine_kernel(
     #[comptime] stride: usize,
     #[comptime] reversed: bool,
     #[comptime] has_start: bool,
+    #[comptime] writes_end: bool,
 ) {
     let decay = comptime!(Decay::of(dims.gate));
     let task = CUBE_POS;
@@ -65,14 +66,13 @@ pub(crate) fn gla_combine_kernel(
             state = start[own];
         }
         for step in 0..count {
-            let mut segment = step;
-            if reversed {
-                segment = count - 1 - step;
-            }
+            let segment = step_chunk(0usize, count, step, reversed);
             let at = (((first + segment) * dims.heads + head) * dims.key_dim + i) * dims.value_dim;
             starts[at + j] = state;
             state = state * totals[segment] + added[at + j];
         }
-        end[own] = state;
+        if writes_end {
+            end[own] = state;
+        }
     }
 }

@@ -7,7 +7,7 @@ use cubecl::server::Handle;
 use super::plan::KeyScratch;
 use super::stage::scales_in_half;
 use super::state_walk::StateSpec;
-use super::walk_spec::{Decay, Intra, KeyAxis, ROWS_LEN, WalkShape, WalkSpec};
+use super::walk_spec::{Decay, Intra, ROWS_LEN, WalkShape, WalkSpec};
 use super::{
     CHUNK, ChunkSpec, combine, intra_grad, padded, part_type, prepare, row_gate, scores,
     state_walk, walk,
@@ -31,9 +31,7 @@ pub(crate) struct Prepared {
     pub dg: Handle,
 }
 
-/// Where the lines start, `[lines, H, K, V]`, and where the walk for `o` or `dv` leaves the last states: nowhere
-/// if they are known already. (The walks for `dq` and `dk` have them too, of operands that may have been
-/// rounded more: a small gradient times a decay is subnormal in f16.)
+/// Where the lines start, and where the last states go if they are not known already; `[lines, H, K, V]`.
 pub(crate) struct Ends {
     pub start: Option<Handle>,
     pub end: Option<Handle>,
@@ -47,7 +45,8 @@ pub(crate) struct Walk<'a> {
     pub right: &'a Handle,
     pub decays: &'a Handle,
     pub intra: &'a Handle,
-    pub ends: &'a Ends,
+    pub start: Option<&'a Handle>,
+    pub end: Option<&'a Handle>,
     pub out: (&'a Handle, ElemType),
     /// `probe` and `dots`.
     pub dots: Option<(&'a Handle, &'a Handle)>,
@@ -90,10 +89,10 @@ impl Launcher<'_, ScanBlueprint> {
         reversed: bool,
         [update, right]: [&Handle; 2],
         start: Option<&Handle>,
-        end: &Handle,
+        end: Option<&Handle>,
     ) -> Ends {
         if !self.lines.segmented {
-            return Ends { start: start.cloned(), end: Some(end.clone()) };
+            return Ends { start: start.cloned(), end: end.cloned() };
         }
         let dims = self.problem.dims;
         let len = self.lines_len();
@@ -107,7 +106,7 @@ impl Launcher<'_, ScanBlueprint> {
                 cubes(tasks, &self.limits),
                 CubeDim::new_1d(combine::UNITS as u32),
                 start.map_or_else(|| self.nothing(), |start| arg(start, self.problem.state_len())),
-                arg(end, self.problem.state_len()),
+                end.map_or_else(|| self.nothing(), |end| arg(end, self.problem.state_len())),
                 arg(&added, len),
                 arg(&starts, len),
                 self.decays(&made.decays),
@@ -117,6 +116,7 @@ impl Launcher<'_, ScanBlueprint> {
                 self.decay_stride(),
                 reversed,
                 start.is_some(),
+                end.is_some(),
             );
         }
         Ends { start: Some(starts), end: None }
@@ -356,7 +356,6 @@ impl Launcher<'_, ScanBlueprint> {
         };
         let out_len = spec.out_len(rows, self.lines.num_chunks);
         let ends_len = self.lines_len();
-        let end = walk.ends.end.as_ref().filter(|_| spec.keys == KeyAxis::Depth);
         let read = |handle: &Handle, len: usize| if rows == 0 { none() } else { arg(handle, len) };
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
@@ -382,8 +381,8 @@ impl Launcher<'_, ScanBlueprint> {
                     ),
                 },
                 probe,
-                walk.ends.start.as_ref().map_or_else(none, |start| arg(start, ends_len)),
-                end.map_or_else(none, |end| arg(end, ends_len)),
+                walk.start.map_or_else(none, |start| arg(start, ends_len)),
+                walk.end.map_or_else(none, |end| arg(end, ends_len)),
                 read(walk.out.0, out_len / written),
                 dots,
                 trace,
@@ -396,8 +395,8 @@ impl Launcher<'_, ScanBlueprint> {
                 power_of_two(self.problem.scale),
                 spec,
                 scales_in_half(self.problem.dtype, self.problem.scale),
-                walk.ends.start.is_some(),
-                end.is_some(),
+                walk.start.is_some(),
+                walk.end.is_some(),
                 walk.out.1 == self.problem.dtype,
                 [self.problem.dtype, walk.out.1],
             );

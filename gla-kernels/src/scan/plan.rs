@@ -4,7 +4,7 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use super::launch::{Ends, Prepared, Walk};
+use super::launch::{Prepared, Walk};
 use super::walk_spec::{Decay, WalkSpec};
 use crate::launch::Launcher;
 use crate::{BackwardArgs, ForwardArgs, ScanBlueprint};
@@ -13,7 +13,7 @@ use crate::{BackwardArgs, ForwardArgs, ScanBlueprint};
 ///    are any.
 pub(crate) fn forward(launcher: &Launcher<ScanBlueprint>, args: &ForwardArgs) {
     let made = launcher.made([&args.q, &args.k], None);
-    let (start, end) = (args.initial_state.as_ref(), &args.final_state);
+    let (start, end) = (args.initial_state.as_ref(), Some(&args.final_state));
     let ends = launcher.ends(&made, false, [&made.kt, &args.v], start, end);
     let spec = WalkSpec::values(launcher.shape(false));
     let dims = launcher.problem.dims;
@@ -25,7 +25,8 @@ pub(crate) fn forward(launcher: &Launcher<ScanBlueprint>, args: &ForwardArgs) {
         right: &args.v,
         decays: &made.decays,
         intra: &made.pairs,
-        ends: &ends,
+        start: ends.start.as_ref(),
+        end: ends.end.as_ref(),
         out: (&o, o_type),
         dots: None,
         trace: None,
@@ -46,7 +47,7 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
     let (q, k, v, d_o) = (&args.q, &args.k, &args.v, &args.d_o);
     let made = launcher.made([q, k], Some([v, d_o]));
 
-    let (start, end) = (args.d_final.as_ref(), &args.dh0);
+    let (start, end) = (args.d_final.as_ref(), Some(&args.dh0));
     let ends = launcher.ends(&made, true, [&made.qt, d_o], start, end);
     let spec = WalkSpec::values(launcher.shape(true));
     let (dv, dv_type) = launcher.parts(&args.dv, dims.kv_heads, dims.value_dim, spec.parts);
@@ -57,7 +58,8 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
         right: d_o,
         decays: &made.decays,
         intra: &made.pairs,
-        ends: &ends,
+        start: ends.start.as_ref(),
+        end: ends.end.as_ref(),
         out: (&dv, dv_type),
         dots: None,
         trace: None,
@@ -75,7 +77,7 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
     let dq = shares(&args.dq, dims.heads);
     let dk = shares(&args.dk, dims.kv_heads);
     let outs = [(&dq.0, dq.1), (&dk.0, dk.1)];
-    let scratch = key_walks(launcher, args, &made, &ends, outs);
+    let scratch = key_walks(launcher, args, &made, ends.start.as_ref(), outs);
 
     let group = dims.heads / dims.kv_heads;
     let key_len = launcher.row_heads() * dims.key_dim;
@@ -119,12 +121,14 @@ pub(crate) struct KeyScratch {
     pub dots: [Handle; 2],
 }
 
-/// The `dk` walk, between the same `ends` as the `dv` walk, and the `dq` walk, into `[dq, dk]`.
+/// The `dk` walk, from the same `start` as the `dv` walk, and the `dq` walk, into `[dq, dk]`. They have the last
+/// states too, but of operands that may have been rounded more (a small gradient times a decay is subnormal in
+/// f16), and leave them to the walks for `o` and `dv`.
 fn key_walks(
     launcher: &Launcher<ScanBlueprint>,
     args: &BackwardArgs,
     made: &Prepared,
-    ends: &Ends,
+    start: Option<&Handle>,
     [dq, dk]: [(&Handle, ElemType); 2],
 ) -> KeyScratch {
     let (v, d_o) = (&args.v, &args.d_o);
@@ -145,16 +149,14 @@ fn key_walks(
         right: &made.qt,
         decays: &made.decays,
         intra: &made.pair_grads,
-        ends,
+        start,
+        end: None,
         out: dk,
         dots: spec.dots.then_some((&args.k, &left.dots[1])),
         trace: trace.as_ref(),
         products: None,
     });
-    // the last states were the forward's to tell; of segments they are formed once more, for nothing
-    let end =
-        launcher.scratch(if launcher.lines.segmented { launcher.problem.state_len() } else { 1 });
-    let ends = launcher.ends(made, false, [&made.kt, v], args.initial_state.as_ref(), &end);
+    let ends = launcher.ends(made, false, [&made.kt, v], args.initial_state.as_ref(), None);
     let spec = WalkSpec::keys(launcher.shape(false));
     launcher.walk(Walk {
         spec,
@@ -163,7 +165,8 @@ fn key_walks(
         right: &made.kt,
         decays: &made.decays,
         intra: &made.pair_grads,
-        ends: &ends,
+        start: ends.start.as_ref(),
+        end: None,
         out: dq,
         dots: spec.dots.then_some((&args.q, &left.dots[0])),
         trace: trace.as_ref(),

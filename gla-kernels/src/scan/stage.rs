@@ -101,11 +101,10 @@ pub(crate) fn put<E: Float, N: Size>(
     // a mask would take apart and join again every element, of chunks that are whole too
     if comptime!(!from.fills()) || len < CHUNK {
         // in a loop, for there is mostly nothing to do
-        for n in 0..held {
-            let (at, across) = (UNIT_POS as usize + n * from.units, comptime!(from.cols / size));
+        let across = comptime!(from.cols / size);
+        for at in range_stepped(UNIT_POS as usize, comptime!(CHUNK * across), from.units) {
             let (r, c) = (at / across, at % across);
-            let outside = r >= len || col0 / size + c >= comptime!(from.width / size);
-            if r < CHUNK && outside {
+            if r >= len || col0 / size + c >= comptime!(from.width / size) {
                 out[r * stride + c] = Vector::new(E::from_int(0));
             }
         }

@@ -20,7 +20,29 @@ pub mod state;
 pub(crate) use plan::{backward, forward};
 
 use crate::components::Role;
-use crate::{Dims, SplitBlueprint};
+use crate::{Dims, Problem, SplitBlueprint};
+
+/// The scratch of a forward, and of a backward with `grads`: what, how many elements, of how many bytes.
+pub(crate) fn scratch(
+    problem: &Problem,
+    blueprint: SplitBlueprint,
+    grads: bool,
+) -> Vec<(&'static str, usize, usize)> {
+    let dims = problem.dims;
+    let chunks = problem.sequences.num_chunks(blueprint.chunk);
+    let row_heads = problem.rows() * dims.heads;
+    let states = chunks.saturating_mul(dims.heads * dims.key_dim * dims.value_dim);
+    let mut all = vec![
+        ("the states between chunks", states, 4),
+        ("the intra-chunk matrix [B, T, H, chunk]", row_heads.saturating_mul(blueprint.chunk), 4),
+    ];
+    if grads {
+        let values = if dims.heads > dims.kv_heads { dims.value_dim } else { 0 };
+        let width = dims.key_dim.max(values);
+        all.push(("gradients before they are summed", row_heads * width, 4));
+    }
+    all
+}
 
 /// What a stage is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
