@@ -22,6 +22,8 @@ const VOCAB: usize = 29;
 
 /// Numbers on the host.
 struct Case {
+    /// Rows, channels, tokens
+    sizes: [usize; 3],
     hidden: Vec<f64>,
     weight: Vec<f64>,
     labels: Vec<i32>,
@@ -37,22 +39,28 @@ struct Expected {
 impl Case {
     /// Numbers that f16 and bf16 hold exactly; every fifth row is ignored.
     fn new(scale: f64) -> Self {
+        Self::of([ROWS, HIDDEN, VOCAB], scale)
+    }
+
+    fn of(sizes: [usize; 3], scale: f64) -> Self {
+        let [rows, channels, tokens] = sizes;
         let mut random = StdRng::seed_from_u64(3);
         let mut draw = |n: usize, scale: f64| -> Vec<f64> {
             (0..n).map(|_| f64::from(random.random_range(-16..=16)) / 16.0 * scale).collect()
         };
-        let hidden = draw(ROWS * HIDDEN, scale);
-        let weight = draw(HIDDEN * VOCAB, 1.0);
+        let hidden = draw(rows * channels, scale);
+        let weight = draw(channels * tokens, 1.0);
         let label = |row: usize| match row % 5 {
             2 => IGNORE_INDEX,
-            _ => (row * 7 % VOCAB) as i32,
+            _ => (row * 7 % tokens) as i32,
         };
-        Self { hidden, weight, labels: (0..ROWS).map(label).collect() }
+        Self { sizes, hidden, weight, labels: (0..rows).map(label).collect() }
     }
 
     fn tensors(&self, dtype: DType, device: &Device) -> (Tensor<2>, Tensor<2>) {
-        let hidden = tensor(&self.hidden, [ROWS, HIDDEN], dtype, device);
-        let weight = tensor(&self.weight, [HIDDEN, VOCAB], dtype, device);
+        let [rows, channels, tokens] = self.sizes;
+        let hidden = tensor(&self.hidden, [rows, channels], dtype, device);
+        let weight = tensor(&self.weight, [channels, tokens], dtype, device);
         match device.is_autodiff() {
             true => (hidden.require_grad(), weight.require_grad()),
             false => (hidden, weight),
@@ -60,20 +68,21 @@ impl Case {
     }
 
     fn labels(&self, device: &Device) -> Tensor<1, Int> {
-        Tensor::from_data(TensorData::new(self.labels.clone(), [ROWS]), device)
+        Tensor::from_data(TensorData::new(self.labels.clone(), [self.labels.len()]), device)
     }
 
     fn expected(&self) -> Expected {
+        let [rows, channels, tokens] = self.sizes;
         let scored = self.labels.iter().filter(|&&label| label != IGNORE_INDEX).count().max(1);
         let mut expected = Expected {
             loss: 0.0,
-            hidden: vec![0.0; ROWS * HIDDEN],
-            weight: vec![0.0; HIDDEN * VOCAB],
+            hidden: vec![0.0; rows * channels],
+            weight: vec![0.0; channels * tokens],
         };
         for (row, &label) in self.labels.iter().enumerate().filter(|(_, l)| **l != IGNORE_INDEX) {
-            let x = &self.hidden[row * HIDDEN..][..HIDDEN];
-            let logit = |v: usize| (0..HIDDEN).map(|i| x[i] * self.weight[i * VOCAB + v]).sum();
-            let logits: Vec<f64> = (0..VOCAB).map(logit).collect();
+            let x = &self.hidden[row * channels..][..channels];
+            let logit = |v: usize| (0..channels).map(|i| x[i] * self.weight[i * tokens + v]).sum();
+            let logits: Vec<f64> = (0..tokens).map(logit).collect();
             let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let log_sum = max + logits.iter().map(|z| (z - max).exp()).sum::<f64>().ln();
             expected.loss += (log_sum - logits[label as usize]) / scored as f64;
@@ -81,8 +90,8 @@ impl Case {
                 let target = f64::from(v == label as usize);
                 let d = ((logit - log_sum).exp() - target) / scored as f64;
                 for (i, x) in x.iter().enumerate() {
-                    expected.hidden[row * HIDDEN + i] += d * self.weight[i * VOCAB + v];
-                    expected.weight[i * VOCAB + v] += d * x;
+                    expected.hidden[row * channels + i] += d * self.weight[i * tokens + v];
+                    expected.weight[i * tokens + v] += d * x;
                 }
             }
         }
@@ -132,6 +141,23 @@ fn value_and_gradients_are_those_of_the_plain_loss() {
                 let name = format!("{} scale {scale} chunk {chunk:?}", device.name);
                 compare(&name, &expected, &got, tolerance(device.name));
             }
+        }
+    }
+}
+
+/// With as many rows at a time as there are channels, the gradient of the weight has the shape of the
+/// logits, so that a fuser may join what has nothing to do with each other, and differently once it
+/// has seen a step.
+#[test]
+fn steps_with_as_many_rows_as_channels_agree() {
+    for device in devices() {
+        let autodiff = device.device.clone().autodiff();
+        let case = Case::of([256, 64, 512], 0.25);
+        let expected = case.expected();
+        for step in 0..4 {
+            let got = case.run(DType::F32, Some(64), 1.0, &autodiff);
+            let name = format!("{} step {step}", device.name);
+            compare(&name, &expected, &got, tolerance(device.name));
         }
     }
 }

@@ -17,7 +17,7 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Distribution, FloatDType, Int, Tensor};
 use clap::Parser;
 use gla_benches::{ModelRow, Peer, Peers, median, mib};
-use gla_burn::{Gate, GlaOptions, GlaTransformerConfig, gla};
+use gla_burn::{Gate, GlaOptions, GlaTransformerConfig, gla, shift_labels};
 
 #[derive(Parser)]
 struct Args {
@@ -144,14 +144,15 @@ fn train(config: &GlaTransformerConfig, args: &Args, device: &Device) -> Result<
         AdamWConfig::new().with_beta_1(0.9).with_beta_2(0.95).with_weight_decay(0.1).init();
     let shape = [args.batch, args.time];
     let top = config.vocab_size as f64;
-    let ids = Tensor::<2>::random(shape, Distribution::Uniform(0.0, top), device);
-    let ids: Tensor<2, Int> = ids.int().clamp(0, config.vocab_size as i64 - 1);
+    let ids = Tensor::<2, Int>::random(shape, Distribution::Uniform(0.0, top), device);
+    let ids = ids.clamp(0, config.vocab_size as i64 - 1);
+    let labels = shift_labels(ids.clone(), None);
 
     let mut losses = Vec::new();
     let mut times = Vec::new();
     for _ in 0..args.steps + 2 {
         let start = Instant::now();
-        let loss = model.loss(ids.clone(), ids.clone());
+        let loss = model.loss(ids.clone(), labels.clone());
         let grads = GradientsParams::from_grads(loss.backward(), &model);
         model = optimizer.step(1e-3, model, grads);
         device.sync()?;

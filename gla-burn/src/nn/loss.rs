@@ -1,6 +1,6 @@
 //! Cross entropy of a language model whose logits never exist all at once.
 
-use burn::tensor::{DType, FloatDType, IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData};
 
 use super::{GlaTransformer, SequenceLayout};
 use crate::functions::is_portable;
@@ -87,7 +87,9 @@ impl Sums {
         let (with_hidden, with_weight) = (is_tracked(hidden), is_tracked(weight));
         let hidden = hidden.clone().without_autodiff();
         let weight = weight.clone().without_autodiff();
-        let (rows, device, dtype) = (hidden.dims()[0], hidden.device(), hidden.dtype());
+        let ([_, vocab], device, dtype) = (weight.dims(), hidden.device(), hidden.dtype());
+        let rows = hidden.dims()[0];
+        let tokens = Tensor::<1, Int>::arange(0..vocab as i64, &device).unsqueeze::<2>();
 
         let mut loss = Tensor::zeros([1], (&device, DType::F32));
         let mut d_hidden = Vec::new();
@@ -97,12 +99,13 @@ impl Sums {
             let x = hidden.clone().narrow(0, start, len);
             let label = labels.clone().narrow(0, start, len).unsqueeze_dim::<2>(1);
             let ignored = label.clone().equal_elem(IGNORE_INDEX);
-            // any valid index: what it picks is masked
-            let label = label.mask_fill(ignored.clone(), 0);
+            // Compared, not indexed: Burn 0.22.1 may fuse a gather into the product of the chunk before,
+            // and reads its indices from elsewhere then, if the chunk has as many rows as channels.
+            let is_label = tokens.clone().equal(label);
 
             let logits = x.clone().matmul(weight.clone()).cast(DType::F32);
             let logits = logits.clone() - logits.max_dim(1);
-            let picked = logits.clone().gather(1, label.clone());
+            let picked = logits.clone().mask_fill(is_label.clone().bool_not(), 0.0).sum_dim(1);
             let exp = logits.exp();
             let normalizer = exp.clone().sum_dim(1);
             let nats = normalizer.clone().log() - picked;
@@ -111,11 +114,8 @@ impl Sums {
                 continue;
             }
 
-            let minus_one = Tensor::full([len, 1], -1.0, (&device, DType::F32));
-            let d_logits = (exp / normalizer)
-                .scatter(1, label, minus_one, IndexingUpdateOp::Add)
-                .mask_fill(ignored, 0.0)
-                .cast(dtype);
+            let d_logits = exp / normalizer - is_label.float().cast(DType::F32);
+            let d_logits = d_logits.mask_fill(ignored, 0.0).cast(dtype);
             if with_hidden {
                 let part = d_logits.clone().matmul(weight.clone().transpose());
                 d_hidden.push(part.cast(DType::F32));
