@@ -80,7 +80,7 @@ pub struct Row {
     pub tflops: f64,
     /// Share of the time that these bytes and operations take at the measured ceilings.
     pub roofline: Option<f64>,
-    /// MiB that the device's pool holds for the call, its tensors included.
+    /// MiB that the call holds at its highest, its tensors included.
     pub peak_mib: Option<f64>,
     /// The same of the peer, at its highest.
     pub peer_mib: Option<f64>,
