@@ -25,6 +25,9 @@ CHUNKED = [
     ("vector", 2, 16384, 4, 256, 512),
     ("vector", 1, 65536, 4, 128, 256),
     ("vector", 8, 2048, 16, 128, 128),
+    ("scalar", 8, 2048, 4, 128, 256),
+    ("fixed", 8, 2048, 4, 128, 256),
+    ("none", 8, 2048, 4, 128, 256),
     ("none", 8, 1024, 16, 128, 128),
     ("none", 8, 2048, 16, 128, 128),
 ]
@@ -53,6 +56,7 @@ try:
     import fla
     from fla.ops.gla import chunk_gla, fused_recurrent_gla
     from fla.ops.linear_attn import chunk_linear_attn
+    from fla.ops.simple_gla import chunk_simple_gla
 except ImportError as missing:
     fla = None
     print(f"peers.py: fla's rows are left out: {missing}", flush=True)
@@ -142,13 +146,21 @@ def chunked(gate, b, t, h, k_dim, v_dim):
     q, k = (random(b, t, h, k_dim).requires_grad_() for _ in range(2))
     v, d_out = random(b, t, h, v_dim).requires_grad_(), random(b, t, h, v_dim)
     leaves = [q, k, v]
+    log_gate = lambda *shape: F.logsigmoid(torch.randn(*shape, device="cuda")) / 16
     if gate == "vector":
-        g = (F.logsigmoid(torch.randn(b, t, h, k_dim, device="cuda")) / 16).requires_grad_()
+        g = log_gate(b, t, h, k_dim).requires_grad_()
         leaves.append(g)
-        both(f"fla {fla.__version__} chunk_gla", gate, sizes, lambda: chunk_gla(q, k, v, g)[0], leaves, d_out)
+        name, forward = "chunk_gla", lambda: chunk_gla(q, k, v, g)[0]
+    elif gate == "scalar":
+        g = log_gate(b, t, h).requires_grad_()
+        leaves.append(g)
+        name, forward = "chunk_simple_gla", lambda: chunk_simple_gla(q, k, v, g)[0]
+    elif gate == "fixed":  # of which fla computes no gradient
+        g = log_gate(h)
+        name, forward = "chunk_simple_gla, g_gamma", lambda: chunk_simple_gla(q, k, v, g_gamma=g)[0]
     else:
-        forward = lambda: chunk_linear_attn(q, k, v, normalize=False)[0]
-        both(f"fla {fla.__version__} chunk_linear_attn", gate, sizes, forward, leaves, d_out)
+        name, forward = "chunk_linear_attn", lambda: chunk_linear_attn(q, k, v, normalize=False)[0]
+    both(f"fla {fla.__version__} {name}", gate, sizes, forward, leaves, d_out)
 
 
 def attention(name, backend, b, t, h, dim):

@@ -6,7 +6,8 @@
 //!
 //! Beside the step its parts are timed alone, forward and backward: the op of all layers, and the
 //! products with all weights. What is left is norms, gates, the feed-forward's elementwise part, the
-//! softmax, the optimizer, and what the launches cost.
+//! softmax, the optimizer, and what the launches cost. With the feature `autotune` Burn times several
+//! kernels for each of its products first, which takes minutes.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -39,6 +40,9 @@ struct Args {
     /// Steps that are timed, after two that are not
     #[arg(long, default_value_t = 5)]
     steps: usize,
+    /// Elementwise results are computed again in the backward, not kept
+    #[arg(long)]
+    checkpointing: bool,
     /// Times of peers in the same run
     #[arg(long)]
     peers: Option<PathBuf>,
@@ -61,7 +65,10 @@ fn main() -> Result<()> {
     let args = Args::parse();
     let mut device = device(&args.device)?;
     device.configure(float_dtype(&args.dtype)?)?;
-    let device = device.autodiff();
+    let mut device = device.autodiff();
+    if args.checkpointing {
+        device = device.gradient_checkpointing();
+    }
     let config = match &args.preset {
         Some(name) => GlaTransformerConfig::preset(name)
             .with_context(|| format!("--preset {name}: expected 340M, 1.3B or 2.7B"))?,
@@ -88,6 +95,8 @@ fn main() -> Result<()> {
         batch,
         time,
         dtype: args.dtype,
+        autotune: cfg!(feature = "autotune"),
+        checkpointing: args.checkpointing,
         ms: step.ms,
         first_ms: step.first_ms,
         tokens_per_s: (batch * time) as f64 / step.ms * 1e3,

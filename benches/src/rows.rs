@@ -301,6 +301,10 @@ pub struct ModelRow {
     pub time: usize,
     /// Type of weights, activations and moments.
     pub dtype: String,
+    /// Whether Burn's matrix products are the fastest of several.
+    pub autotune: bool,
+    /// Whether elementwise results are computed again in the backward.
+    pub checkpointing: bool,
     /// Median.
     pub ms: f64,
     /// The first step, which compiles.
@@ -328,9 +332,11 @@ impl fmt::Display for ModelRow {
         let ModelRow { model, device, batch, time, dtype, ms, first_ms, .. } = self;
         let part = |part: f64| 100.0 * part / ms;
         let (op, products) = (part(self.op_ms), part(self.products_ms));
+        let tuned = if self.autotune { ", autotune" } else { "" };
+        let again = if self.checkpointing { ", checkpointing" } else { "" };
         write!(
             f,
-            "{model} {batch} x {time} {dtype} {device}: {ms:.1} ms a step, {:.0} tokens/s; op {op:.1} %, \
+            "{model} {batch} x {time} {dtype} {device}{tuned}{again}: {ms:.1} ms a step, {:.0} tokens/s; op {op:.1} %, \
              products {products:.1} %, the rest {:.1} %; first step {:.1} s",
             self.tokens_per_s,
             100.0 - op - products,
