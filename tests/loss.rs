@@ -154,10 +154,50 @@ fn steps_with_as_many_rows_as_channels_agree() {
         let autodiff = device.device.clone().autodiff();
         let case = Case::of([256, 64, 512], 0.25);
         let expected = case.expected();
-        for step in 0..4 {
-            let got = case.run(DType::F32, Some(64), 1.0, &autodiff);
-            let name = format!("{} step {step}", device.name);
-            compare(&name, &expected, &got, tolerance(device.name));
+        let types = [(DType::F32, tolerance(device.name)), (DType::F16, 2e-3), (DType::BF16, 2e-2)];
+        for (dtype, tolerance) in types {
+            if !device.device.supports_dtype(dtype) {
+                println!("SKIPPED {} {dtype:?}: no such type", device.name);
+                continue;
+            }
+            for step in 0..4 {
+                let got = case.run(dtype, Some(64), 1024.0, &autodiff);
+                let name = format!("{} {dtype:?} step {step}", device.name);
+                compare(&name, &expected, &got, tolerance);
+            }
+        }
+    }
+}
+
+#[test]
+fn labels_may_have_any_integer_type() {
+    for device in devices() {
+        let (hidden, weight) = Case::new(1.0).tensors(DType::F32, &device.device);
+        let labels = Case::new(1.0).labels(&device.device);
+        for dtype in [DType::I64, DType::I32] {
+            if !device.device.supports_dtype(dtype) {
+                println!("SKIPPED {} {dtype:?}: no such type", device.name);
+                continue;
+            }
+            let labels = labels.clone().cast(dtype);
+            let loss = linear_cross_entropy(hidden.clone(), weight.clone(), labels, Some(8));
+            let expected = Case::new(1.0).expected().loss;
+            let name = format!("{} {dtype:?}", device.name);
+            check(&name, &[expected], &values(loss), tolerance(device.name), 0.0).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_label_out_of_range_makes_the_loss_nan_where_it_is_not_refused() {
+    for device in devices().iter().filter(|device| device.name != "flex") {
+        for label in [-1, VOCAB as i32] {
+            let mut case = Case::new(1.0);
+            case.labels[4] = label;
+            let (hidden, weight) = case.tensors(DType::F32, &device.device);
+            let labels = case.labels(&device.device);
+            let loss = values(linear_cross_entropy(hidden, weight, labels, Some(8)))[0];
+            assert!(loss.is_nan(), "{} label {label}: {loss}", device.name);
         }
     }
 }

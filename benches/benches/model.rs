@@ -4,10 +4,11 @@
 //! cargo bench --workspace --bench model --features gla-benches/cuda -- --device cuda --dtype bf16
 //! ```
 //!
-//! Beside the step its parts are timed alone, forward and backward: the op of all layers, and the
-//! products with all weights. What is left is norms, gates, the feed-forward's elementwise part, the
-//! softmax, the optimizer, and what the launches cost. With the feature `autotune` Burn times several
-//! kernels for each of its products first, which takes minutes.
+//! Beside the step its parts are timed alone, forward and backward: the op of all layers, with a sum
+//! over its output that the step has not, and the products with all weights. What is left is norms,
+//! gates, the feed-forward's elementwise part, the softmax, the optimizer, and what the launches cost.
+//! With the feature `autotune` Burn times several kernels for each of its products first, which takes
+//! minutes.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -238,7 +239,11 @@ fn products(config: &GlaTransformerConfig, args: &Args, device: &Device) -> Resu
     let mut sum = 0.0;
     for ([d_input, d_output], count) in counted {
         // as many rows at a time as the loss takes
-        let part = if d_output == config.vocab_size { rows.min(1024) } else { rows };
+        let part = if d_output == config.vocab_size {
+            (rows * d_input / d_output).max(256).next_power_of_two().min(rows)
+        } else {
+            rows
+        };
         let random = |shape: [usize; 2]| {
             Tensor::<2>::random(shape, Distribution::Default, device).require_grad()
         };

@@ -1,7 +1,7 @@
 //! Kernel times: forward, forward + backward, and one decoding step.
 //!
 //! ```sh
-//! cargo bench --workspace --bench kernels --features gla-benches/cuda -- --device cuda --suite --out /tmp/rows.json
+//! cargo bench --workspace --bench kernels --features gla-benches/cuda -- --device cuda --suite --out rows.json
 //! ```
 //!
 //! Before anything is timed its outputs, NaN until they are written, are read: all must be finite, and some

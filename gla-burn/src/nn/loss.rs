@@ -39,7 +39,7 @@ const MIN_CHUNK: usize = 256;
 /// # Panics
 ///
 /// Panics if shapes or types do not fit together, if there are no rows, or if `chunk` is 0; on the
-/// CPU also if a label is out of range, which a GPU would have to wait for.
+/// CPU also if a label is out of range, for which a GPU would have to wait: there the value is NaN.
 pub fn linear_cross_entropy(
     hidden: Tensor<2>,
     weight: Tensor<2>,
@@ -87,9 +87,10 @@ impl Sums {
         let (with_hidden, with_weight) = (is_tracked(hidden), is_tracked(weight));
         let hidden = hidden.clone().without_autodiff();
         let weight = weight.clone().without_autodiff();
-        let ([_, vocab], device, dtype) = (weight.dims(), hidden.device(), hidden.dtype());
-        let rows = hidden.dims()[0];
-        let tokens = Tensor::<1, Int>::arange(0..vocab as i64, &device).unsqueeze::<2>();
+        let ([rows, _], [_, vocab]) = (hidden.dims(), weight.dims());
+        let (device, dtype) = (hidden.device(), hidden.dtype());
+        let tokens = Tensor::<1, Int>::arange(0..vocab as i64, (&device, labels.dtype()));
+        let tokens = tokens.unsqueeze::<2>();
 
         let mut loss = Tensor::zeros([1], (&device, DType::F32));
         let mut d_hidden = Vec::new();
@@ -99,8 +100,10 @@ impl Sums {
             let x = hidden.clone().narrow(0, start, len);
             let label = labels.clone().narrow(0, start, len).unsqueeze_dim::<2>(1);
             let ignored = label.clone().equal_elem(IGNORE_INDEX);
-            // Compared, not indexed: Burn 0.22.1 may fuse a gather into the product of the chunk before,
-            // and reads its indices from elsewhere then, if the chunk has as many rows as channels.
+            let unknown = label.clone().lower_elem(0);
+            let unknown = unknown.bool_or(label.clone().greater_equal_elem(vocab as i64));
+            // Compared, not indexed: with as many rows in a chunk as channels Burn 0.22.1 was seen to fuse
+            // a gather with the product of the chunk before, and to read its indices from elsewhere.
             let is_label = tokens.clone().equal(label);
 
             let logits = x.clone().matmul(weight.clone()).cast(DType::F32);
@@ -109,12 +112,13 @@ impl Sums {
             let exp = logits.exp();
             let normalizer = exp.clone().sum_dim(1);
             let nats = normalizer.clone().log() - picked;
-            loss = loss + nats.mask_fill(ignored.clone(), 0.0).sum();
+            let nats = nats.mask_fill(unknown, f32::NAN).mask_fill(ignored.clone(), 0.0);
+            loss = loss + nats.sum();
             if !(with_hidden || with_weight) {
                 continue;
             }
 
-            let d_logits = exp / normalizer - is_label.float().cast(DType::F32);
+            let d_logits = exp / normalizer - is_label.cast(FloatDType::F32);
             let d_logits = d_logits.mask_fill(ignored, 0.0).cast(dtype);
             if with_hidden {
                 let part = d_logits.clone().matmul(weight.clone().transpose());
