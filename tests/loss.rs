@@ -156,8 +156,7 @@ fn steps_with_as_many_rows_as_channels_agree() {
         let expected = case.expected();
         let types = [(DType::F32, tolerance(device.name)), (DType::F16, 2e-3), (DType::BF16, 2e-2)];
         for (dtype, tolerance) in types {
-            if !device.device.supports_dtype(dtype) {
-                println!("SKIPPED {} {dtype:?}: no such type", device.name);
+            if !device.has(dtype) {
                 continue;
             }
             for step in 0..4 {
@@ -172,16 +171,15 @@ fn steps_with_as_many_rows_as_channels_agree() {
 #[test]
 fn labels_may_have_any_integer_type() {
     for device in devices() {
-        let (hidden, weight) = Case::new(1.0).tensors(DType::F32, &device.device);
-        let labels = Case::new(1.0).labels(&device.device);
+        let case = Case::new(1.0);
+        let expected = case.expected().loss;
+        let (hidden, weight) = case.tensors(DType::F32, &device.device);
         for dtype in [DType::I64, DType::I32] {
-            if !device.device.supports_dtype(dtype) {
-                println!("SKIPPED {} {dtype:?}: no such type", device.name);
+            if !device.has(dtype) {
                 continue;
             }
-            let labels = labels.clone().cast(dtype);
+            let labels = case.labels(&device.device).cast(dtype);
             let loss = linear_cross_entropy(hidden.clone(), weight.clone(), labels, Some(8));
-            let expected = Case::new(1.0).expected().loss;
             let name = format!("{} {dtype:?}", device.name);
             check(&name, &[expected], &values(loss), tolerance(device.name), 0.0).unwrap();
         }
@@ -218,8 +216,7 @@ fn what_follows_the_loss_scales_the_gradients() {
 fn half_precision_is_summed_in_f32() {
     for device in devices() {
         for (dtype, tolerance) in [(DType::F16, 2e-3), (DType::BF16, 2e-2)] {
-            if !device.device.supports_dtype(dtype) {
-                println!("SKIPPED {} {dtype:?}: no such type", device.name);
+            if !device.has(dtype) {
                 continue;
             }
             let autodiff = device.device.clone().autodiff();

@@ -11,7 +11,7 @@ use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 use gla_burn::{
     GlaTransformer, GlaTransformerConfig, Hgrn2Config, HybridAttention, HybridAttentionSpec,
     LinearAttentionConfig, LinearFeatureMap, Mamba2Config, MambaConfig, MixerConfig,
-    RetentionConfig, SimpleGlaConfig, SoftmaxAttentionConfig, shift_labels,
+    RetentionConfig, SimpleGlaConfig, SoftmaxAttentionConfig, loss_chunk, shift_labels,
 };
 use gla_kernels::eval::{ABS_FLOOR, check};
 use gla_tests::{TestDevice, devices, values};
@@ -99,14 +99,19 @@ impl ModuleVisitor for Collect<'_> {
     }
 }
 
+fn gradients(model: &GlaTransformer, grads: &Gradients) -> Vec<Named> {
+    let mut collect = Collect { grads, path: Vec::new(), found: Vec::new() };
+    model.visit(&mut collect);
+    collect.found
+}
+
 /// Logits, and the gradients for a loss over them.
 fn outputs(model: &GlaTransformer, device: &Device) -> Vec<Named> {
     let logits = model.forward(ids(device));
     let grads = logits.clone().powf_scalar(2.0).mean().backward();
-    let found = vec![("logits".to_string(), values(logits))];
-    let mut collect = Collect { grads: &grads, path: Vec::new(), found };
-    model.visit(&mut collect);
-    collect.found
+    let mut found = vec![("logits".to_string(), values(logits))];
+    found.extend(gradients(model, &grads));
+    found
 }
 
 /// Logits by a prefill and three steps.
@@ -128,6 +133,23 @@ fn tolerance(name: &str, elsewhere: f64) -> f64 {
 }
 
 /// What does not agree.
+fn differences(
+    [name, kind]: [&str; 2],
+    expected: &[Named],
+    found: &[Named],
+    floor: f64,
+) -> Vec<String> {
+    assert_eq!(found.len(), expected.len(), "{name} {kind}");
+    let mut errors = Vec::new();
+    for ((what, expected), (path, found)) in expected.iter().zip(found) {
+        assert_eq!(what, path, "{name} {kind}");
+        let what = format!("{name} {kind} {what}");
+        errors.extend(check(&what, expected, found, tolerance(name, 1e-3), floor).err());
+    }
+    errors
+}
+
+/// What does not agree with the CPU, and of prefill and steps with the whole.
 fn compare(
     device: &TestDevice,
     kind: &str,
@@ -138,13 +160,7 @@ fn compare(
     let autodiff = device.device.clone().autodiff();
     let there = model.clone().fork(&autodiff);
     let found = outputs(&there, &autodiff);
-    assert_eq!(found.len(), expected.len(), "{name} {kind}");
-    let mut errors = Vec::new();
-    for ((what, expected), (path, found)) in expected.iter().zip(&found) {
-        assert_eq!(what, path, "{name} {kind}");
-        let what = format!("{name} {kind} {what}");
-        errors.extend(check(&what, expected, found, tolerance(name, 1e-3), ABS_FLOOR).err());
-    }
+    let mut errors = differences([name, kind], expected, &found, ABS_FLOOR);
 
     let there = there.valid();
     let whole = values(there.forward(ids(&device.device)));
@@ -181,34 +197,32 @@ fn models_are_the_same_on_every_device() {
     assert!(errors.is_empty(), "{}", errors.join("\n"));
 }
 
-/// Losses of a few steps of AdamW, and the gradients of the last. The loss takes as many rows at a time as
-/// the model has channels, so that tensors that have nothing to do with each other are of one shape:
-/// Burn's fuser joins what it can, and replays what it joined from the second step on.
-fn trained(model: &GlaTransformer, device: &Device) -> Vec<Named> {
-    let (batch, time) = (4, WIDE);
-    let random = |i: usize| (i.wrapping_mul(2_654_435_761) >> 7) % (4 * WIDE);
+const WIDE: usize = 256;
+
+/// Loss and gradients of a few steps of AdamW. The loss takes as many rows at a time as the model has
+/// channels, so that tensors that have nothing to do with each other are of one shape: Burn's fuser
+/// joins what it can, and replays what it joined from the second step on.
+fn trained(model: &GlaTransformer, device: &Device) -> Vec<Vec<Named>> {
+    let (batch, time, vocab) = (4, WIDE, 4 * WIDE);
+    assert_eq!(loss_chunk(batch * time, WIDE, vocab), WIDE);
+    let random = |i: usize| (i.wrapping_mul(2_654_435_761) >> 7) % vocab;
     let ids: Vec<i32> = (0..batch * time).map(|i| random(i) as i32).collect();
     let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [batch, time]), device);
     let labels = shift_labels(ids.clone(), None);
     let mut model = model.clone().fork(device);
     let mut optimizer = AdamWConfig::new().init();
-    let mut losses = Vec::new();
-    for _ in 0..3 {
+    let mut steps = Vec::new();
+    for _ in 0..4 {
         let loss = model.loss(ids.clone(), labels.clone());
-        let grads = GradientsParams::from_grads(loss.backward(), &model);
-        losses.extend(values(loss));
+        let grads = loss.backward();
+        let mut found = vec![("loss".to_string(), values(loss))];
+        found.extend(gradients(&model, &grads));
+        steps.push(found);
+        let grads = GradientsParams::from_grads(grads, &model);
         model = optimizer.step(1e-3, model, grads);
     }
-    let loss = model.loss(ids, labels);
-    let grads = loss.backward();
-    losses.extend(values(loss));
-    let found = vec![("losses".to_string(), losses)];
-    let mut collect = Collect { grads: &grads, path: Vec::new(), found };
-    model.visit(&mut collect);
-    collect.found
+    steps
 }
-
-const WIDE: usize = 256;
 
 #[test]
 fn models_learn_the_same_on_every_device() {
@@ -217,15 +231,14 @@ fn models_learn_the_same_on_every_device() {
     let config = GlaTransformerConfig::new(4 * WIDE, WIDE, 1).with_intermediate_size(Some(WIDE));
     let model = config.with_initializer_range(0.1).init(&flex);
     let expected = trained(&model, &flex);
-    let losses = &expected[0].1;
+    let losses: Vec<f64> = expected.iter().map(|step| step[0].1[0]).collect();
     assert!(losses[3] < losses[0], "{losses:?}");
     let mut errors = Vec::new();
     for device in devices().iter().filter(|device| device.name != "flex") {
         let found = trained(&model, &device.device.clone().autodiff());
-        assert_eq!(found.len(), expected.len(), "{}", device.name);
-        for ((what, expected), (_, found)) in expected.iter().zip(&found) {
-            let what = format!("{} {what}", device.name);
-            errors.extend(check(&what, expected, found, tolerance(device.name, 1e-3), 0.0).err());
+        for (step, (expected, found)) in expected.iter().zip(&found).enumerate() {
+            let kind = format!("step {step}");
+            errors.extend(differences([device.name, &kind], expected, found, 0.0));
         }
     }
     assert!(errors.is_empty(), "{}", errors.join("\n"));

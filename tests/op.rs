@@ -53,8 +53,7 @@ fn outputs_and_gradients_match_the_reference() {
 fn half_precision_matches_the_reference() {
     for device in devices() {
         for dtype in [RefDType::F16, RefDType::BF16] {
-            if !device.device.supports_dtype(burn_type(dtype)) {
-                println!("not applicable: {} has no {dtype:?}", device.name);
+            if !device.has(burn_type(dtype)) {
                 continue;
             }
             let cases: Vec<Case> = few().into_iter().skip(3).collect();
@@ -112,8 +111,7 @@ fn a_forced_plan_gives_what_the_inferred_one_does() {
     for device in devices() {
         let autodiff = device.device.clone().autodiff();
         for dtype in [RefDType::F32, RefDType::F16, RefDType::BF16] {
-            if !device.device.supports_dtype(burn_type(dtype)) {
-                println!("not applicable: {} has no {dtype:?}", device.name);
+            if !device.has(burn_type(dtype)) {
                 continue;
             }
             let t = CaseTensors::new(&case, dtype, &autodiff);

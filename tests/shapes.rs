@@ -27,8 +27,7 @@ fn outputs_and_gradients_are_what_fusion_was_told() {
         ] {
             for dtype in [RefDType::F32, RefDType::F16] {
                 let float = burn_type(dtype);
-                if !device.device.supports_dtype(float) {
-                    println!("not applicable: {} has no {dtype:?}", device.name);
+                if !device.has(float) {
                     continue;
                 }
                 let case = Case::parse(id).expect("an id of the catalogue");
@@ -82,8 +81,7 @@ fn step_outputs_are_what_fusion_was_told() {
 #[test]
 fn steps_keep_the_type_of_the_state() {
     for device in devices() {
-        if !device.device.supports_dtype(DType::F16) {
-            println!("not applicable: {} has no f16", device.name);
+        if !device.has(DType::F16) {
             continue;
         }
         let options = (&device.device, DType::F16);

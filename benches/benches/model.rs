@@ -19,7 +19,7 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Distribution, FloatDType, Int, Tensor};
 use clap::Parser;
 use gla_benches::{ModelRow, Peer, Peers, median, mib};
-use gla_burn::{Gate, GlaOptions, GlaTransformerConfig, gla, shift_labels};
+use gla_burn::{Gate, GlaOptions, GlaTransformerConfig, gla, loss_chunk, shift_labels};
 
 #[derive(Parser)]
 struct Args {
@@ -240,7 +240,7 @@ fn products(config: &GlaTransformerConfig, args: &Args, device: &Device) -> Resu
     for ([d_input, d_output], count) in counted {
         // as many rows at a time as the loss takes
         let part = if d_output == config.vocab_size {
-            (rows * d_input / d_output).max(256).next_power_of_two().min(rows)
+            loss_chunk(rows, d_input, d_output).min(rows)
         } else {
             rows
         };

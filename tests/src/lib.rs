@@ -18,6 +18,15 @@ pub struct TestDevice {
 }
 
 impl TestDevice {
+    /// Whether it computes in a type; says so if not.
+    pub fn has(&self, dtype: DType) -> bool {
+        let has = self.device.supports_dtype(dtype);
+        if !has {
+            println!("SKIPPED {} {dtype:?}: no such type", self.name);
+        }
+        has
+    }
+
     /// Whether the device is a CPU that plays a GPU.
     pub fn is_software(&self) -> bool {
         #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "cuda"))]

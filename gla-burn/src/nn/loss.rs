@@ -11,6 +11,17 @@ pub const IGNORE_INDEX: i32 = -100;
 /// With fewer rows a matrix product leaves a device idle.
 const MIN_CHUNK: usize = 256;
 
+/// How many rows at a time [`linear_cross_entropy`] takes if it is not told: a power of two that makes the
+/// logits of a chunk about as large as `hidden`, but at least 256.
+///
+/// # Panics
+///
+/// Panics if `vocab_size` is 0.
+pub const fn loss_chunk(rows: usize, hidden_size: usize, vocab_size: usize) -> usize {
+    let even = rows * hidden_size / vocab_size;
+    (if even > MIN_CHUNK { even } else { MIN_CHUNK }).next_power_of_two()
+}
+
 /// Cross entropy of the logits `hidden weight`, without holding them: the output projection and the
 /// softmax run over `chunk` rows at a time.
 ///
@@ -32,8 +43,7 @@ const MIN_CHUNK: usize = 256;
 /// - hidden: `[N, hidden_size]`
 /// - weight: `[hidden_size, vocab_size]`, type of `hidden`
 /// - labels: `[N]`, in `0..vocab_size` or [`IGNORE_INDEX`]
-/// - chunk: rows at a time; if `None`, a power of two that makes the logits of a chunk about as large
-///   as `hidden`, but at least 256
+/// - chunk: rows at a time; if `None`, [`loss_chunk`]
 /// - output: `[1]`, f32, in nats
 ///
 /// # Panics
@@ -49,8 +59,7 @@ pub fn linear_cross_entropy(
     check(&hidden, &weight, &labels, chunk);
     let [rows, hidden_size] = hidden.dims();
     let [_, vocab] = weight.dims();
-    let chunk =
-        chunk.unwrap_or_else(|| (rows * hidden_size / vocab).max(MIN_CHUNK).next_power_of_two());
+    let chunk = chunk.unwrap_or_else(|| loss_chunk(rows, hidden_size, vocab));
 
     let labels = labels.without_autodiff();
     let scored = labels.clone().not_equal_elem(IGNORE_INDEX).int().sum();
