@@ -7,6 +7,7 @@ use burn::tensor::activation::{relu, softmax};
 use burn::tensor::{Device, Tensor};
 
 use super::init::{projection, projection_with_bias};
+use super::rows::project_rows;
 use super::transparent::transparent_module;
 
 transparent_module! {
@@ -93,7 +94,7 @@ impl ElementwiseProduct {
     /// - x: `[..., head_dim]`
     /// - output: as `x`
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        self.layer1.forward(x.clone()) * self.layer2.forward(x)
+        project_rows(&self.layer1, x.clone()) * project_rows(&self.layer2, x)
     }
 }
 
@@ -134,7 +135,7 @@ impl Hedgehog {
     /// - x: `[..., head_dim]`
     /// - output: `[..., 2 head_dim]`, which sum to 1
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let z = self.layer.forward(x) * 2.0;
+        let z = project_rows(&self.layer, x) * 2.0;
         softmax(Tensor::cat(vec![z.clone(), -z], D - 1), D - 1)
     }
 }
@@ -176,7 +177,7 @@ impl T2r {
     /// - x: `[..., head_dim]`
     /// - output: as `x`
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        relu(self.layer.forward(x))
+        relu(project_rows(&self.layer, x))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData};
 
+use super::rows::{even_divisor, is_tracked};
 use super::{GlaTransformer, SequenceLayout};
 use crate::functions::is_portable;
 
@@ -116,10 +117,11 @@ impl Sums {
             let is_label = tokens.clone().equal(label);
 
             let logits = x.clone().matmul(weight.clone()).cast(DType::F32);
-            let logits = logits.clone() - logits.max_dim(1);
-            let picked = logits.clone().mask_fill(is_label.clone().bool_not(), 0.0).sum_dim(1);
+            let logits = logits.clone() - over_tokens(logits, Tensor::max_dim);
+            let picked = logits.clone().mask_fill(is_label.clone().bool_not(), 0.0);
+            let picked = over_tokens(picked, Tensor::sum_dim);
             let exp = logits.exp();
-            let normalizer = exp.clone().sum_dim(1);
+            let normalizer = over_tokens(exp.clone(), Tensor::sum_dim);
             let nats = normalizer.clone().log() - picked;
             let nats = nats.mask_fill(unknown, f32::NAN).mask_fill(ignored.clone(), 0.0);
             loss = loss + nats.sum();
@@ -152,14 +154,12 @@ fn carry(x: Tensor<2>, gradient: Tensor<2>) -> Tensor<1> {
     product.clone() - product.detach()
 }
 
-#[cfg(feature = "autodiff")]
-fn is_tracked(x: &Tensor<2>) -> bool {
-    x.is_tracked()
-}
-
-#[cfg(not(feature = "autodiff"))]
-fn is_tracked(_x: &Tensor<2>) -> bool {
-    false
+/// `reduce`, a sum or a maximum over one axis, of each row, `[N, 1]`.
+fn over_tokens(x: Tensor<2>, reduce: impl Fn(Tensor<3>, usize) -> Tensor<3>) -> Tensor<2> {
+    let [rows, vocab] = x.dims();
+    let parts = even_divisor(vocab, rows).unwrap_or(1);
+    let sums = reduce(x.reshape([rows, parts, vocab / parts]), 1);
+    reduce(sums, 2).squeeze_dim(2)
 }
 
 fn check(hidden: &Tensor<2>, weight: &Tensor<2>, labels: &Tensor<1, Int>, chunk: Option<usize>) {

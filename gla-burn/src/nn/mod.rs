@@ -49,6 +49,7 @@ mod mlp;
 mod model;
 mod norm;
 mod rotary;
+mod rows;
 mod short_conv;
 mod state;
 #[cfg(feature = "store")]

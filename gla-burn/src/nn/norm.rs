@@ -1,8 +1,9 @@
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::nn::Initializer;
-use burn::tensor::activation::silu;
 use burn::tensor::{DType, Device, Tensor, assert_shape};
+
+use super::rows::Rows;
 
 /// Configuration to create an [`RmsNorm`] layer using the [init function](RmsNormConfig::init).
 #[derive(Config, Debug)]
@@ -36,7 +37,7 @@ impl RmsNormConfig {
 /// `Y = X / sqrt(mean(X^2) + eps) * weight`
 ///
 /// Differs from [`burn::nn::RmsNorm`] in the rounding (Burn's rounds the quotient before the weight
-/// is applied), in the name of the parameter, and in the gated form.
+/// is applied) and in the name of the parameter.
 ///
 /// Should be created using [`RmsNormConfig`].
 #[derive(Module, Debug)]
@@ -64,28 +65,17 @@ impl RmsNorm {
         self.normalize(x).cast(dtype)
     }
 
-    /// Normalises the last axis and multiplies by the swish of `gate`: `Y = norm(X) * silu(gate)`.
-    ///
-    /// # Shapes
-    ///
-    /// - x, gate: `[..., d_model]`
-    /// - output: `[..., d_model]`, dtype of `x`
-    ///
-    /// # Panics
-    ///
-    /// Panics if the last axis of `x` is not `d_model`.
-    pub fn forward_gated<const D: usize>(&self, x: Tensor<D>, gate: Tensor<D>) -> Tensor<D> {
-        let dtype = x.dtype();
-        (self.normalize(x) * silu(gate.cast(DType::F32))).cast(dtype)
-    }
-
-    fn normalize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let [d_model] = self.weight.dims();
+    /// [`forward`](Self::forward), not rounded to the type of `x`.
+    pub(super) fn normalize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let weight = self.weight.val();
+        let [d_model] = weight.dims();
         assert_shape!(x, [.., d_model]);
 
+        let (shape, rows) = (x.shape(), Rows::of_batch(&x, &weight));
         let x = x.cast(DType::F32);
         let rms = (x.clone().square().mean_dim(D - 1) + self.epsilon).sqrt();
-        x / rms * self.weight.val().cast(DType::F32).unsqueeze::<D>()
+        let y = rows.split(x / rms) * rows.spread(weight.cast(DType::F32));
+        y.reshape(shape)
     }
 }
 

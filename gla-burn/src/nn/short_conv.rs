@@ -7,6 +7,7 @@ use burn::tensor::{DType, Device, Tensor, assert_shape};
 use super::SequenceLayout;
 use super::init::normal;
 use super::layout::Packed;
+use super::rows::{scale_rows, shift_rows};
 
 /// Configuration to create a [`ShortConv`] layer using the [init function](ShortConvConfig::init).
 #[derive(Config, Debug)]
@@ -176,8 +177,8 @@ impl ShortConv {
         let inputs = inputs.cast(DType::F32);
         let weight = self.weight.val().cast(DType::F32);
         let tap = |j: usize| {
-            let weight = weight.clone().narrow(2, j, 1).reshape([1, 1, channels]);
-            let product = inputs.clone().narrow(1, j, tokens) * weight;
+            let weight = weight.clone().narrow(2, j, 1).reshape([channels]);
+            let product = scale_rows(inputs.clone().narrow(1, j, tokens), weight);
             match packed.filter(|_| j + 1 < kernel_size) {
                 None => product,
                 Some(packed) => {
@@ -189,7 +190,7 @@ impl ShortConv {
         };
         let sum = (1..kernel_size).fold(tap(0), |sum, j| sum + tap(j));
         let sum = match &self.bias {
-            Some(bias) => sum + bias.val().cast(DType::F32).reshape([1, 1, channels]),
+            Some(bias) => shift_rows(sum, bias.val().cast(DType::F32)),
             None => sum,
         };
         if self.swish { silu(sum).cast(dtype) } else { sum.cast(dtype) }

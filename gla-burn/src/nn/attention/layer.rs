@@ -1,8 +1,10 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::nn::Linear;
+use burn::tensor::activation::silu;
 use burn::tensor::{DType, Device, Tensor, assert_shape};
 
 use crate::nn::mixer::{Mix, Operands, Pass, conv_shapes, convolve, mixer_methods, recur};
+use crate::nn::rows::project_rows;
 use crate::nn::transparent::transparent_module;
 use crate::nn::{
     FeatureMap, HeadFeatureMap, LayerState, LayerStateShape, RmsNorm, Rotary, SequenceLayout,
@@ -183,9 +185,11 @@ impl GatedLinearAttention {
     fn gate(&self, x: Tensor<3>) -> Gate {
         let [batch, tokens, _] = x.dims();
         match (&self.gk_proj, &self.fixed_gate) {
-            (Some(GateProjection::Scalar(proj)), _) => Gate::Scalar(self.log_gate(proj.forward(x))),
+            (Some(GateProjection::Scalar(proj)), _) => {
+                Gate::Scalar(self.log_gate(project_rows(proj, x)))
+            }
             (Some(GateProjection::Vector([down, up])), _) => {
-                let logits = up.forward(down.forward(x));
+                let logits = project_rows(up, down.forward(x));
                 let shape = [batch, tokens, self.num_kv_heads, self.head_k_dim];
                 Gate::Vector(self.log_gate(logits.reshape(shape)))
             }
@@ -206,15 +210,18 @@ impl GatedLinearAttention {
     /// input.
     fn output(&self, output: Tensor<4>, x: Tensor<3>) -> Tensor<3> {
         let [batch, tokens, heads, v_dim] = output.dims();
+        let (flat, dtype) = ([batch, tokens, heads * v_dim], output.dtype());
         let plain = self.g_norm.as_ref().or(self.norm.as_ref());
         let output = match (&self.g_proj, &self.g_norm_swish_gate, plain) {
             (Some(gate), Some(norm), _) => {
-                norm.forward_gated(output, gate.forward(x).reshape([batch, tokens, heads, v_dim]))
+                // the gate as it lies, since Burn fuses nothing with what was reshaped
+                let gate = silu(gate.forward(x).cast(DType::F32));
+                (norm.normalize(output).reshape(flat) * gate).cast(dtype)
             }
-            (_, _, Some(norm)) => norm.forward(output),
+            (_, _, Some(norm)) => norm.forward(output).reshape(flat),
             _ => unreachable!("a layer has a gated or a plain output norm"),
         };
-        self.o_proj.forward(output.reshape([batch, tokens, heads * v_dim]))
+        self.o_proj.forward(output)
     }
 }
 

@@ -13,6 +13,7 @@ use super::ssm::{TimeSteps, pieces, softplus};
 use super::{Mix, Operands, Pass, mixer_methods, recur};
 use crate::Gate;
 use crate::nn::init::projection;
+use crate::nn::rows::{project_rows, scale_rows};
 use crate::nn::{LayerState, LayerStateShape, SequenceLayout, ShortConv, ShortConvConfig};
 
 /// Configuration to create a [`Mamba`] layer using the [init function](MambaConfig::init).
@@ -176,7 +177,7 @@ impl Mix for Mamba {
 
         let dtype = u.dtype();
         let u = u.cast(DType::F32);
-        let dt = softplus(self.dt_proj.forward(dt));
+        let dt = softplus(project_rows(&self.dt_proj, dt));
         let rates = self.A_log.val().cast(DType::F32).exp().unsqueeze::<4>();
         let repeat =
             |x: Tensor<3>| x.unsqueeze_dim::<4>(2).expand([batch, tokens, inner, state_size]);
@@ -188,7 +189,7 @@ impl Mix for Mamba {
             scale: Some(1.0),
         };
         let output = recur(operands, pass.layout, state).squeeze_dim::<3>(3).cast(DType::F32);
-        let skip = u * self.D.val().cast(DType::F32).unsqueeze::<3>();
+        let skip = scale_rows(u, self.D.val().cast(DType::F32));
         let gated = (output + skip) * silu(z.cast(DType::F32));
         self.out_proj.forward(gated.cast(dtype))
     }

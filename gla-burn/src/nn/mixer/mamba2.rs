@@ -13,6 +13,7 @@ use super::ssm::{TimeSteps, pieces, softplus, uniform};
 use super::{Mix, Operands, Pass, mixer_methods, recur};
 use crate::Gate;
 use crate::nn::init::{projection, projection_with_bias};
+use crate::nn::rows::{project_rows, scale_rows, shift_rows};
 use crate::nn::{
     LayerState, LayerStateShape, RmsNorm, RmsNormConfig, SequenceLayout, ShortConv, ShortConvConfig,
 };
@@ -196,14 +197,14 @@ impl Mix for Mamba2 {
         let [heads] = self.dt_bias.dims();
         let (inner, groups) = (heads * self.head_dim, self.n_groups);
         let shared = groups * self.state_size;
-        let [z, u, dt] = pieces(self.in_proj.forward(x), [inner, inner + 2 * shared, heads]);
+        let [z, u, dt] = pieces(project_rows(&self.in_proj, x), [inner, inner + 2 * shared, heads]);
         let cache = state.as_deref_mut().and_then(|state| state.conv[0].as_mut());
         let u = self.conv1d.forward_with(u, pass.layout, cache);
         let [v, b, c] = pieces(u, [inner, shared, shared]);
 
         let dtype = v.dtype();
-        let of_head = |param: &Param<Tensor<1>>| param.val().cast(DType::F32).unsqueeze::<3>();
-        let dt = softplus(dt.cast(DType::F32) + of_head(&self.dt_bias));
+        let of_head = |param: &Param<Tensor<1>>| param.val().cast(DType::F32);
+        let dt = softplus(shift_rows(dt.cast(DType::F32), of_head(&self.dt_bias)));
         let v = v.cast(DType::F32).reshape([batch, tokens, heads, self.head_dim]);
         let repeat = |x: Tensor<3>| {
             let x = x.reshape([batch, tokens, groups, 1, self.state_size]);
@@ -214,14 +215,15 @@ impl Mix for Mamba2 {
             q: repeat(c),
             k: repeat(b),
             v: (v.clone() * dt.clone().unsqueeze_dim(3)).cast(dtype),
-            gate: Gate::Scalar(-of_head(&self.A_log).exp() * dt),
+            gate: Gate::Scalar(scale_rows(dt, -of_head(&self.A_log).exp())),
             scale: Some(1.0),
         };
         let output = recur(operands, pass.layout, state).cast(DType::F32);
-        let skip = v * of_head(&self.D).unsqueeze_dim::<4>(3);
-        let output = (output + skip).reshape([batch, tokens, inner]);
+        let skip = of_head(&self.D).unsqueeze_dim::<2>(1).expand([heads, self.head_dim]);
+        let skip = scale_rows(v.reshape([batch, tokens, inner]), skip.reshape([inner]));
+        let output = output.reshape([batch, tokens, inner]) + skip;
         let gated = output * silu(z.cast(DType::F32));
-        self.out_proj.forward(self.norm.forward(gated).cast(dtype))
+        project_rows(&self.out_proj, self.norm.forward(gated).cast(dtype))
     }
 
     fn state_shape(&self, batch: usize) -> LayerStateShape {

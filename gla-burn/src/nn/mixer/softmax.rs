@@ -9,6 +9,7 @@ use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData, assert_shape};
 
 use super::{Mix, Pass, mixer_methods};
 use crate::nn::init::{projection, projection_with_bias};
+use crate::nn::rows::project_rows;
 use crate::nn::state_rows::aligned;
 use crate::nn::{LayerState, LayerStateShape, Rotary, SequenceLayout, StateAxis};
 
@@ -154,7 +155,7 @@ impl Mix for SoftmaxAttention {
         assert_shape!(x, [_, _, hidden]);
 
         let heads = |proj: &Linear, num: usize| {
-            proj.forward(x.clone()).reshape([batch, tokens, num, self.head_dim])
+            project_rows(proj, x.clone()).reshape([batch, tokens, num, self.head_dim])
         };
         let q = heads(&self.q_proj, self.num_heads);
         let seen = state.as_deref().map(|state| state.seen.as_slice());
