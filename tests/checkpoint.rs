@@ -27,7 +27,6 @@ use gla_burn::{
     MixerConfig, RetentionConfig, SoftmaxAttentionConfig,
 };
 use gla_kernels::eval::{ABS_FLOOR, check};
-use gla_tests::TestDevice;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tempfile::TempDir;
@@ -306,7 +305,8 @@ fn a_checkpoint_loads_on_every_device() {
     let (_, folder) = saved(&cases().pop().unwrap().1, &options);
     let expected = Reference::open(folder.path()).logits(&ids(33)).concat();
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    for TestDevice { name, device } in gla_tests::devices() {
+    for tested in gla_tests::devices() {
+        let (name, device) = (tested.name, tested.device.clone());
         let model = checkpoint.load(&device).unwrap();
         // Burn multiplies f32 matrices in TF32 on CUDA
         let tolerance = if name == "cuda" { 1e-2 } else { 1e-4 };

@@ -263,7 +263,8 @@ fn accelerators() -> Vec<TestDevice> {
 #[test]
 fn devices_must_agree() {
     assert!(device_limits(&Device::flex()).is_none());
-    for TestDevice { device, .. } in accelerators() {
+    for tested in accelerators() {
+        let device = tested.device.clone();
         assert!(device_limits(&device.clone().autodiff()).is_some());
         let on = |name: &str| format!("{name}: is on {device:?}, q is on {:?}", Device::flex());
         assert_eq!(
@@ -287,7 +288,8 @@ fn devices_must_agree() {
 
 #[test]
 fn types_that_a_device_lacks() {
-    for TestDevice { name, device } in accelerators() {
+    for tested in accelerators() {
+        let (name, device) = (tested.name, tested.device.clone());
         let with = |dtype| {
             let empty = |shape| Tensor::<4>::empty(shape, (&device, dtype));
             let found = message(|c, _| {
@@ -321,7 +323,8 @@ fn types_that_a_device_lacks() {
 /// Limits of a device are reported by the call, not by whoever reads its output later.
 #[test]
 fn sizes_that_a_device_lacks() {
-    for TestDevice { name, device } in accelerators() {
+    for tested in accelerators() {
+        let (name, device) = (tested.name, tested.device.clone());
         // many empty sequences: a large state for small tensors
         let with = |sequences: usize, form| {
             let mut cu_seqlens = vec![0; sequences + 1];

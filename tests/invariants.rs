@@ -89,8 +89,7 @@ proptest! {
 
 /// One small shape for all devices: a software adapter compiles few kernels for it.
 struct OnDevice {
-    name: &'static str,
-    device: Device,
+    tested: TestDevice,
     x: CaseTensors,
 }
 
@@ -98,9 +97,9 @@ const TIME: usize = 40;
 
 fn on_devices() -> impl Iterator<Item = OnDevice> {
     let case = Case::parse("vector-ls1-t40-k7-v5-h2-init").expect("an id");
-    devices().into_iter().map(move |TestDevice { name, device }| {
-        let x = CaseTensors::new(&case, RefDType::F32, &device);
-        OnDevice { name, device, x }
+    devices().into_iter().map(move |tested| {
+        let x = CaseTensors::new(&case, RefDType::F32, &tested.device);
+        OnDevice { tested, x }
     })
 }
 
@@ -121,7 +120,7 @@ impl OnDevice {
     }
 
     fn close(&self, what: &str, expected: &[f64], got: &[f64]) {
-        close(&format!("{} {what}", self.name), expected, got);
+        close(&format!("{} {what}", self.tested.name), expected, got);
     }
 }
 
@@ -141,15 +140,15 @@ fn outputs_are_causal_on_every_device() {
     for mut d in on_devices() {
         let cut = 21;
         let [whole, _] = d.piece([0, TIME], d.h0(), 16).map(values);
-        let later = Tensor::<4>::ones([1, TIME - cut, 2, 7], &d.device) * 100.0;
+        let later = Tensor::<4>::ones([1, TIME - cut, 2, 7], &d.tested.device) * 100.0;
         let change =
             |x: &Tensor<4>| Tensor::cat(vec![x.clone().narrow(1, 0, cut), later.clone()], 1);
         [d.x.q, d.x.k] = [change(&d.x.q), change(&d.x.k)];
         let [changed, _] = d.piece([0, TIME], d.h0(), 16).map(values);
         let at = cut * 2 * 5;
         // not even rounding: earlier rows are computed from the same numbers in the same way
-        assert_eq!(changed[..at], whole[..at], "{}", d.name);
-        assert_ne!(changed[at..], whole[at..], "{}", d.name);
+        assert_eq!(changed[..at], whole[..at], "{}", d.tested.name);
+        assert_ne!(changed[at..], whole[at..], "{}", d.tested.name);
     }
 }
 
@@ -170,7 +169,7 @@ fn chunk_lengths_agree_on_every_device() {
 fn extreme_gates_keep_and_forget() {
     for mut d in on_devices() {
         let with = |d: &mut OnDevice, gate: f64| {
-            d.x.gate = Gate::Vector(Tensor::full([1, TIME, 2, 7], gate, &d.device));
+            d.x.gate = Gate::Vector(Tensor::full([1, TIME, 2, 7], gate, &d.tested.device));
             d.piece([0, TIME], d.h0(), 16)
         };
         let [o, state] = with(&mut d, -1e4).map(values);
@@ -183,7 +182,7 @@ fn extreme_gates_keep_and_forget() {
         d.x.k = d.x.k.zeros_like();
         let [o, state] = with(&mut d, 0.0).map(values);
         // exactly: nothing is added, and the factor is 1
-        assert_eq!(state, values(d.h0()), "{}", d.name);
+        assert_eq!(state, values(d.h0()), "{}", d.tested.name);
         // not as a matrix product, which Burn may form in TF32
         let q = d.x.q.clone().swap_dims(1, 2).unsqueeze_dim::<5>(4) * d.x.inputs.scale;
         let kept: Tensor<4> = (q * d.h0().unsqueeze_dim::<5>(2)).sum_dim(3).squeeze_dim(3);
@@ -197,7 +196,8 @@ fn extreme_gates_keep_and_forget() {
 fn a_step_updates_the_state_in_place() {
     let (heads, key_dim, value_dim) = (64, 256, 1024);
     let bytes = 4 * (heads * key_dim * value_dim) as u64;
-    for TestDevice { name, device } in devices() {
+    for tested in devices() {
+        let (name, device) = (tested.name, tested.device.clone());
         let reserved = || device.memory_pool_usage().map(|usage| usage.bytes_reserved);
         let x = |dim: usize| Tensor::<3>::ones([1, heads, dim], &device);
         let step = |state| {

@@ -298,7 +298,7 @@ fn it_works_inside_a_fused_graph() {
 fn steps_equal_the_sequence() {
     for device in devices() {
         let device_name = device.name;
-        let device = device.device;
+        let device = device.device.clone();
         for id in ["vector-ls1-b2-t9-k16-v32-h2-init", "scalar-m0.7-b2-t9-k16-v32-h4-kv2-init"] {
             let case = Case::parse(id).expect("an id");
             let t = CaseTensors::new(&case, RefDType::F32, &device);

@@ -62,7 +62,7 @@ fn outputs_and_gradients_are_what_fusion_was_told() {
 #[test]
 fn step_outputs_are_what_fusion_was_told() {
     for device in devices() {
-        let device = device.device;
+        let device = device.device.clone();
         let x = |shape| Tensor::<3>::ones(shape, &device);
         let (o, state) = gla_step(
             x([3, 4, 16]),

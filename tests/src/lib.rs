@@ -38,6 +38,14 @@ impl TestDevice {
     }
 }
 
+/// A process that ends while its device still compiles or computes takes the driver's threads down under
+/// it, and crashes there.
+impl Drop for TestDevice {
+    fn drop(&mut self) {
+        let _ = self.device.sync();
+    }
+}
+
 /// Every device compiled in and present. One that is compiled in but absent is reported, and is a
 /// failure if `GLA_REQUIRE` (comma-separated names) lists it; `GLA_DEVICES` narrows the choice.
 ///
