@@ -16,6 +16,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{AdamWConfig, GradientsParams};
+use burn::tensor::module::linear;
 use burn::tensor::{Device, Distribution, FloatDType, Int, Tensor};
 use clap::Parser;
 use gla_benches::{ModelRow, Peer, Peers, median, mib};
@@ -47,7 +48,7 @@ struct Args {
     /// Times of peers in the same run
     #[arg(long)]
     peers: Option<PathBuf>,
-    /// Write the row to this file, as a JSON array
+    /// Write the row to this file, as a JSON array, and beside it NAME.md
     #[arg(long)]
     out: Option<PathBuf>,
     /// Day of the run, for the row
@@ -102,7 +103,8 @@ fn main() -> Result<()> {
         first_ms: step.first_ms,
         tokens_per_s: (batch * time) as f64 / step.ms * 1e3,
         op_ms: op,
-        products_ms: products,
+        products_ms: products.ms,
+        products_tflops: products.operations / products.ms / 1e9,
         peak_mib: step.peak_mib,
         ratio: peer.map(|peer| peer.ms / step.ms),
         peer: peer.map(|peer| peer.name.clone()),
@@ -111,7 +113,11 @@ fn main() -> Result<()> {
     };
     println!("{row}");
     match &args.out {
-        Some(path) => gla_benches::write_rows(path, &[row]),
+        Some(path) => {
+            gla_benches::write_rows(path, std::slice::from_ref(&row))?;
+            let table = path.with_extension("md");
+            std::fs::write(&table, row.markdown()).with_context(|| table.display().to_string())
+        }
         None => Ok(()),
     }
 }
@@ -211,7 +217,12 @@ fn op(config: &GlaTransformerConfig, args: &Args, device: &Device) -> Result<f64
 }
 
 /// The products with all weights of two dimensions, forward and backward.
-fn products(config: &GlaTransformerConfig, args: &Args, device: &Device) -> Result<f64> {
+struct Products {
+    ms: f64,
+    operations: f64,
+}
+
+fn products(config: &GlaTransformerConfig, args: &Args, device: &Device) -> Result<Products> {
     struct Shapes(Vec<[usize; 2]>);
     impl ModuleVisitor for Shapes {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -235,22 +246,22 @@ fn products(config: &GlaTransformerConfig, args: &Args, device: &Device) -> Resu
         }
     }
     let rows = args.batch * args.time;
-    let mut sum = 0.0;
+    let mut sum = Products { ms: 0.0, operations: 0.0 };
     for ([d_input, d_output], count) in counted {
-        // as many rows at a time as the loss takes
-        let part = if d_output == config.vocab_size {
-            loss_chunk(rows, d_input, d_output).min(rows)
+        // sequence by sequence, as the layers do; the loss takes so many rows at a time
+        let (batch, part) = if d_output == config.vocab_size {
+            (1, loss_chunk(rows, d_input, d_output).min(rows))
         } else {
-            rows
+            (args.batch, args.time)
         };
-        let random = |shape: [usize; 2]| {
-            Tensor::<2>::random(shape, Distribution::Default, device).require_grad()
-        };
-        let (x, weight) = (random([part, d_input]), random([d_input, d_output]));
+        let x = Tensor::<3>::random([batch, part, d_input], Distribution::Default, device);
+        let weight = Tensor::<2>::random([d_input, d_output], Distribution::Default, device);
+        let (x, weight) = (x.require_grad(), weight.require_grad());
         let one = timed(device, args.steps, || {
-            x.clone().matmul(weight.clone()).backward();
+            linear(x.clone(), weight.clone(), None).backward();
         })?;
-        sum += one * count as f64 * (rows as f64 / part as f64);
+        sum.ms += one * count as f64 * (rows as f64 / (batch * part) as f64);
+        sum.operations += (6 * rows * d_input * d_output * count) as f64;
     }
     Ok(sum)
 }

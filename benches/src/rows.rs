@@ -315,6 +315,8 @@ pub struct ModelRow {
     pub op_ms: f64,
     /// The products with all weights alone.
     pub products_ms: f64,
+    /// Their operations by their time.
+    pub products_tflops: f64,
     /// MiB that the device's pool holds.
     pub peak_mib: Option<f64>,
     /// What it is compared with.
@@ -327,18 +329,50 @@ pub struct ModelRow {
     pub date: String,
 }
 
+impl ModelRow {
+    /// Shares of op and products in the step.
+    fn shares(&self) -> [f64; 2] {
+        [self.op_ms, self.products_ms].map(|part| 100.0 * part / self.ms)
+    }
+
+    /// As a table in Markdown.
+    pub fn markdown(&self) -> String {
+        let [op, products] = self.shares();
+        let number = |x: Option<f64>| x.map(|x| format!("{x:.1}")).unwrap_or_default();
+        let ratio = self.ratio.map(|x| format!("{x:.2}")).unwrap_or_default();
+        format!(
+            "| model | B,T | type | device | ms | first ms | tokens/s | op | products | TFLOP/s | the rest | MiB | peer | its ms | ratio |\n\
+             |---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n\
+             | {} | {},{} | {} | {} | {:.1} | {:.0} | {:.0} | {op:.1} % | {products:.1} % | {:.0} | {:.1} % | {} | {} | {} | {ratio} |\n",
+            self.model,
+            self.batch,
+            self.time,
+            self.dtype,
+            self.device,
+            self.ms,
+            self.first_ms,
+            self.tokens_per_s,
+            self.products_tflops,
+            100.0 - op - products,
+            number(self.peak_mib),
+            self.peer.as_deref().unwrap_or_default(),
+            number(self.peer_ms),
+        )
+    }
+}
+
 impl fmt::Display for ModelRow {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let ModelRow { model, device, batch, time, dtype, ms, first_ms, .. } = self;
-        let part = |part: f64| 100.0 * part / ms;
-        let (op, products) = (part(self.op_ms), part(self.products_ms));
+        let [op, products] = self.shares();
         let tuned = if self.autotune { ", autotune" } else { "" };
         let again = if self.checkpointing { ", checkpointing" } else { "" };
         write!(
             f,
             "{model} {batch} x {time} {dtype} {device}{tuned}{again}: {ms:.1} ms a step, {:.0} tokens/s; op {op:.1} %, \
-             products {products:.1} %, the rest {:.1} %; first step {:.1} s",
+             products {products:.1} % at {:.1} TFLOP/s, the rest {:.1} %; first step {:.1} s",
             self.tokens_per_s,
+            self.products_tflops,
             100.0 - op - products,
             first_ms / 1e3
         )?;
