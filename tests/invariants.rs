@@ -89,8 +89,8 @@ proptest! {
 
 /// One small shape for all devices: a software adapter compiles few kernels for it.
 struct OnDevice {
-    tested: TestDevice,
     x: CaseTensors,
+    tested: TestDevice,
 }
 
 const TIME: usize = 40;

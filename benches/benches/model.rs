@@ -255,10 +255,13 @@ fn products(config: &GlaTransformerConfig, args: &Args, device: &Device) -> Resu
             (args.batch, args.time)
         };
         let x = Tensor::<3>::random([batch, part, d_input], Distribution::Default, device);
-        let weight = Tensor::<2>::random([d_input, d_output], Distribution::Default, device);
+        let tied = d_output == config.vocab_size && config.tie_word_embeddings;
+        let stored = if tied { [d_output, d_input] } else { [d_input, d_output] };
+        let weight = Tensor::<2>::random(stored, Distribution::Default, device);
         let (x, weight) = (x.require_grad(), weight.require_grad());
         let one = timed(device, args.steps, || {
-            linear(x.clone(), weight.clone(), None).backward();
+            let weight = if tied { weight.clone().transpose() } else { weight.clone() };
+            linear(x.clone(), weight, None).backward();
         })?;
         sum.ms += one * count as f64 * (rows as f64 / (batch * part) as f64);
         sum.operations += (6 * rows * d_input * d_output * count) as f64;

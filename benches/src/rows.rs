@@ -335,6 +335,12 @@ impl ModelRow {
         [self.op_ms, self.products_ms].map(|part| 100.0 * part / self.ms)
     }
 
+    fn ways(&self) -> String {
+        let tuned = if self.autotune { ", autotune" } else { "" };
+        let again = if self.checkpointing { ", checkpointing" } else { "" };
+        format!("{tuned}{again}")
+    }
+
     /// As a table in Markdown.
     pub fn markdown(&self) -> String {
         let [op, products] = self.shares();
@@ -343,8 +349,9 @@ impl ModelRow {
         format!(
             "| model | B,T | type | device | ms | first ms | tokens/s | op | products | TFLOP/s | the rest | MiB | peer | its ms | ratio |\n\
              |---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n\
-             | {} | {},{} | {} | {} | {:.1} | {:.0} | {:.0} | {op:.1} % | {products:.1} % | {:.0} | {:.1} % | {} | {} | {} | {ratio} |\n",
+             | {}{} | {},{} | {} | {} | {:.1} | {:.0} | {:.0} | {op:.1} % | {products:.1} % | {:.0} | {:.1} % | {} | {} | {} | {ratio} |\n",
             self.model,
+            self.ways(),
             self.batch,
             self.time,
             self.dtype,
@@ -365,11 +372,10 @@ impl fmt::Display for ModelRow {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let ModelRow { model, device, batch, time, dtype, ms, first_ms, .. } = self;
         let [op, products] = self.shares();
-        let tuned = if self.autotune { ", autotune" } else { "" };
-        let again = if self.checkpointing { ", checkpointing" } else { "" };
+        let ways = self.ways();
         write!(
             f,
-            "{model} {batch} x {time} {dtype} {device}{tuned}{again}: {ms:.1} ms a step, {:.0} tokens/s; op {op:.1} %, \
+            "{model} {batch} x {time} {dtype} {device}{ways}: {ms:.1} ms a step, {:.0} tokens/s; op {op:.1} %, \
              products {products:.1} % at {:.1} TFLOP/s, the rest {:.1} %; first step {:.1} s",
             self.tokens_per_s,
             self.products_tflops,

@@ -66,8 +66,10 @@ impl<B: GlaOps> Backward<B, 5> for Gla {
             state.spec,
         );
         // Burn 0.22.1 often runs one by one what it takes together with a custom op. This ends what it
-        // takes, without waiting for the device: the backward of a layer of GLA is 71 launches, not 94.
-        B::flush(&dq.device()).unwrap_or_else(|error| panic!("gla: {error}"));
+        // takes, without waiting for the device: on wgpu the backward of a layer is 71 launches, not 94.
+        if cfg!(feature = "fusion") {
+            B::flush(&dq.device()).unwrap_or_else(|error| panic!("flush after gla: {error}"));
+        }
         for (parent, grad) in ops.parents.into_iter().zip([dq, dk, dv, dgate, dh0]) {
             if let Some(parent) = parent {
                 grads.register::<B>(parent.id, grad);

@@ -3,7 +3,7 @@ use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::nn::Initializer;
 use burn::tensor::{DType, Device, Tensor, assert_shape};
 
-use super::rows::Rows;
+use super::rows::scale_rows_in_place;
 
 /// Configuration to create an [`RmsNorm`] layer using the [init function](RmsNormConfig::init).
 #[derive(Config, Debug)]
@@ -67,15 +67,12 @@ impl RmsNorm {
 
     /// [`forward`](Self::forward), not rounded to the type of `x`.
     pub(super) fn normalize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let weight = self.weight.val();
-        let [d_model] = weight.dims();
+        let [d_model] = self.weight.dims();
         assert_shape!(x, [.., d_model]);
 
-        let (shape, rows) = (x.shape(), Rows::of_batch(&x, &weight));
         let x = x.cast(DType::F32);
         let rms = (x.clone().square().mean_dim(D - 1) + self.epsilon).sqrt();
-        let y = rows.split(x / rms) * rows.spread(weight.cast(DType::F32));
-        y.reshape(shape)
+        scale_rows_in_place(x / rms, self.weight.val().cast(DType::F32))
     }
 }
 

@@ -2,73 +2,104 @@
 //!
 //! Without `autotune` Burn 0.22.1 gives each element of a reduced tensor to one unit. On an H100 a
 //! thousand units then walk over the gradients of 16,384 tokens for 2 ms, while the bytes take 0.02.
-//! So both sums here and those of the loss are formed in two steps of about as many terms each.
+//! So such a sum is formed in two steps where it can be: over the rows of a group, then over the
+//! groups. The loss does the same with its sums over the vocabulary.
 
 use burn::nn::Linear;
-use burn::tensor::{Tensor, module};
-
-/// So many sequences leave a sum over one of them short enough.
-const SEQUENCES: usize = 8;
+use burn::tensor::{DType, Tensor, assert_shape, module};
 
 /// `x * weight` for each row of `x`.
 pub(super) fn scale_rows<const D: usize>(x: Tensor<D>, weight: Tensor<1>) -> Tensor<D> {
-    let (shape, rows) = (x.shape(), Rows::even(&x, &weight));
-    (rows.split(x) * rows.spread(weight)).reshape(shape)
+    Groups::even(&x, &weight).scale(x, weight)
+}
+
+/// [`scale_rows`] for what should not be reshaped if that can be helped: a view, which would be copied,
+/// or the middle of an elementwise chain, which Burn would fuse less of.
+pub(super) fn scale_rows_in_place<const D: usize>(x: Tensor<D>, weight: Tensor<1>) -> Tensor<D> {
+    let groups = if Groups::are_sequences(&x, &weight) {
+        Groups::Sequences(x.dims()[0])
+    } else {
+        Groups::even(&x, &weight)
+    };
+    groups.scale(x, weight)
 }
 
 /// `x + bias` for each row of `x`.
 pub(super) fn shift_rows<const D: usize>(x: Tensor<D>, bias: Tensor<1>) -> Tensor<D> {
-    let (shape, rows) = (x.shape(), Rows::even(&x, &bias));
-    (rows.split(x) + rows.spread(bias)).reshape(shape)
+    match Groups::even(&x, &bias) {
+        Groups::Rows { groups, rows } => {
+            let (shape, [channels]) = (x.shape(), bias.dims());
+            let bias = bias.reshape([1, 1, channels]).expand([groups, 1, channels]);
+            (x.reshape([groups, rows, channels]) + bias).reshape(shape)
+        }
+        _ => x + bias.unsqueeze(),
+    }
 }
 
-/// The projection of each row.
+/// The projection of each row, as by [`Linear::forward`].
 pub(super) fn project_rows<const D: usize>(projection: &Linear, x: Tensor<D>) -> Tensor<D> {
-    let projected = module::linear(x, projection.weight.val(), None);
-    match &projection.bias {
-        Some(bias) => shift_rows(projected, bias.val()),
-        None => projected,
-    }
+    let bias = match &projection.bias {
+        Some(bias) if is_tracked(&bias.val()) => bias.val(),
+        _ => return projection.forward(x),
+    };
+    let [d_input, _] = projection.weight.dims();
+    assert_shape!(x, [.., d_input]);
+    let dtype = x.dtype();
+    // in f32, so that the sums over groups are not rounded
+    let projected = module::linear(x, projection.weight.val(), None).cast(DType::F32);
+    shift_rows(projected, bias.cast(DType::F32)).cast(dtype)
 }
 
-/// Rows in groups, each with a parameter of its own, which gathers a part of the gradient.
-#[derive(Clone, Copy)]
-pub(super) struct Rows {
-    groups: usize,
-    /// Of a group
-    rows: usize,
-    channels: usize,
+/// How the gradient of a parameter is summed: each group has the parameter for itself.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Groups {
+    /// All rows are one group: one sum does as well, or none is formed.
+    One,
+    /// The sequences of a batch.
+    Sequences(usize),
+    /// So many groups of so many rows.
+    Rows { groups: usize, rows: usize },
 }
 
-impl Rows {
-    /// About as many groups as rows of a group; one where one sum does as well, or none is formed.
-    pub fn even<const D: usize>(x: &Tensor<D>, parameter: &Tensor<1>) -> Self {
+impl Groups {
+    /// As many groups as a group has rows, or a few less.
+    fn even<const D: usize>(x: &Tensor<D>, parameter: &Tensor<1>) -> Self {
         let [channels] = parameter.dims();
-        let rows: usize = x.dims()[..D - 1].iter().product();
-        let divisor = even_divisor(rows, channels).filter(|_| is_tracked(parameter));
-        let groups = divisor.unwrap_or(1);
-        Self { groups, rows: rows / groups, channels }
-    }
-
-    /// The sequences of a batch, if `x` is one and there are enough: Burn fuses elementwise operations
-    /// with nothing that was reshaped before them.
-    pub fn of_batch<const D: usize>(x: &Tensor<D>, parameter: &Tensor<1>) -> Self {
-        match x.dims()[..] {
-            [groups, rows, channels] if groups >= SEQUENCES => Self { groups, rows, channels },
-            _ => Self::even(x, parameter),
+        let rows = num_rows(x);
+        match even_divisor(rows, channels).filter(|_| is_tracked(parameter)) {
+            Some(groups) => Self::Rows { groups, rows: rows / groups },
+            None => Self::One,
         }
     }
 
-    /// `[groups, rows of a group, channels]`
-    pub fn split<const D: usize>(self, x: Tensor<D>) -> Tensor<3> {
-        x.reshape([self.groups, self.rows, self.channels])
+    /// Whether there are enough sequences, and short enough, for a sum over each.
+    fn are_sequences<const D: usize>(x: &Tensor<D>, parameter: &Tensor<1>) -> bool {
+        let (batch, [channels]) = (x.dims()[0], parameter.dims());
+        let rows = num_rows(x);
+        let fits = (4..=1024).contains(&batch) && rows / batch <= 1024 * batch;
+        D == 3 && fits && rows > channels && is_tracked(parameter)
     }
 
-    /// `[groups, 1, channels]`
-    pub fn spread(self, parameter: Tensor<1>) -> Tensor<3> {
-        let parameter = parameter.reshape([1, 1, self.channels]);
-        parameter.expand([self.groups, 1, self.channels])
+    fn scale<const D: usize>(self, x: Tensor<D>, weight: Tensor<1>) -> Tensor<D> {
+        let [channels] = weight.dims();
+        match self {
+            Self::One => x * weight.unsqueeze(),
+            Self::Sequences(batch) => {
+                let mut spread = [1; D];
+                (spread[0], spread[D - 1]) = (batch, channels);
+                x * weight.unsqueeze::<D>().expand(spread)
+            }
+            Self::Rows { groups, rows } => {
+                let shape = x.shape();
+                let weight = weight.reshape([1, 1, channels]).expand([groups, 1, channels]);
+                (x.reshape([groups, rows, channels]) * weight).reshape(shape)
+            }
+        }
     }
+}
+
+fn num_rows<const D: usize>(x: &Tensor<D>) -> usize {
+    x.dims()[..D - 1].iter().product()
 }
 
 /// The largest divisor of `terms` up to its root, by which a sum of them comes in two steps; none if
@@ -109,36 +140,82 @@ mod tests {
     }
 
     #[cfg(all(feature = "flex", feature = "autodiff"))]
-    #[test]
-    fn gradients_are_those_of_a_plain_broadcast() {
-        use burn::tensor::{Device, Distribution};
+    mod gradients {
+        use burn::nn::LinearConfig;
+        use burn::tensor::{Device, Distribution, TensorData, Tolerance};
 
-        let device = Device::flex().autodiff();
-        for (shape, groups) in
-            [([1, 6, 7, 4], 6), ([8, 5, 1, 4], 5), ([2, 9, 3, 4], 6), ([1, 13, 1, 4], 1)]
-        {
-            let random = |shape: [usize; 4]| {
-                Tensor::<4>::random(shape, Distribution::Default, &device).require_grad()
-            };
-            let parameter =
-                || Tensor::<1>::random([4], Distribution::Default, &device).require_grad();
-            let (x, weight, bias, factor) =
-                (random(shape), parameter(), parameter(), random(shape));
-            assert_eq!(Rows::even(&x, &weight).groups, groups, "{shape:?}");
+        use super::*;
 
-            let plain = x.clone() * weight.clone().unsqueeze() + bias.clone().unsqueeze();
-            let grouped = shift_rows(scale_rows(x.clone(), weight.clone()), bias.clone());
-            plain.to_data().assert_eq(&grouped.to_data(), true);
-            let [plain, grouped] = [plain, grouped].map(|y| (y * factor.clone()).sum().backward());
-            let same = |plain: Option<Tensor<1>>, grouped: Option<Tensor<1>>| {
-                let [plain, grouped] = [plain, grouped].map(|grad| grad.unwrap().to_data());
-                grouped
-                    .assert_approx_eq::<f32>(&plain, burn::tensor::Tolerance::rel_abs(1e-5, 1e-6));
+        const CHANNELS: usize = 4;
+
+        fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+            let device = Device::flex().autodiff();
+            Tensor::random(shape, Distribution::Default, &device).require_grad()
+        }
+
+        fn same(name: &str, [expected, got]: [TensorData; 2]) {
+            println!("{name}");
+            got.assert_approx_eq::<f32>(&expected, Tolerance::rel_abs(1e-5, 1e-6));
+        }
+
+        /// Those of `plain` and `grouped` agree, and are not of zero.
+        fn compare<const D: usize>(
+            shape: [usize; D],
+            plain: impl Fn(Tensor<D>, Tensor<1>) -> Tensor<D>,
+            grouped: impl Fn(Tensor<D>, Tensor<1>) -> Tensor<D>,
+        ) {
+            let (x, parameter, factor) = (random(shape), random([CHANNELS]), random(shape));
+            let [a, b] =
+                [plain(x.clone(), parameter.clone()), grouped(x.clone(), parameter.clone())];
+            let name = format!("{shape:?}");
+            same(&name, [a.to_data(), b.to_data()]);
+            let [a, b] = [a, b].map(|y| (y * factor.clone()).sum().backward());
+            same(&name, [&a, &b].map(|grads| x.grad(grads).unwrap().to_data()));
+            same(&name, [&a, &b].map(|grads| parameter.grad(grads).unwrap().to_data()));
+        }
+
+        fn all<const D: usize>(shape: [usize; D], even: Groups, in_place: bool) {
+            let (x, parameter) = (random(shape), random([CHANNELS]));
+            assert_eq!(Groups::even(&x, &parameter), even, "{shape:?}");
+            assert_eq!(Groups::are_sequences(&x, &parameter), in_place, "{shape:?}");
+            compare(shape, |x, w| x * w.unsqueeze(), scale_rows);
+            compare(shape, |x, w| x * w.unsqueeze(), scale_rows_in_place);
+            compare(shape, |x, b| x + b.unsqueeze(), shift_rows);
+        }
+
+        #[test]
+        fn are_those_of_a_plain_broadcast() {
+            all([1, 42, CHANNELS], Groups::Rows { groups: 6, rows: 7 }, false);
+            all([8, 5, CHANNELS], Groups::Rows { groups: 5, rows: 8 }, true);
+            all([2, 9, 3, CHANNELS], Groups::Rows { groups: 6, rows: 9 }, false);
+            all([13, CHANNELS], Groups::One, false);
+            all([1, 2, CHANNELS], Groups::One, false);
+        }
+
+        #[test]
+        fn no_rows_are_no_groups() {
+            for shape in [[0, 5, CHANNELS], [9, 0, CHANNELS]] {
+                let x = random(shape);
+                assert_eq!(Groups::even(&x, &random([CHANNELS])), Groups::One);
+                assert_eq!(scale_rows_in_place(x, random([CHANNELS])).dims(), shape);
+            }
+        }
+
+        #[test]
+        fn of_a_projection_are_those_of_the_module() {
+            let device = Device::flex().autodiff();
+            let projection = LinearConfig::new(3, CHANNELS).init(&device);
+            let (x, factor) = (random([2, 21, 3]), random([2, 21, CHANNELS]));
+            let of = |y: Tensor<3>| {
+                let grads = (y.clone() * factor.clone()).sum().backward();
+                let bias = projection.bias.as_ref().unwrap().val().grad(&grads).unwrap();
+                let weight = projection.weight.val().grad(&grads).unwrap();
+                let x = x.grad(&grads).unwrap();
+                [y.to_data(), bias.to_data(), weight.to_data(), x.to_data()]
             };
-            let flat = |grad: Option<Tensor<4>>| grad.map(|grad| grad.flatten(0, 3));
-            same(weight.grad(&plain), weight.grad(&grouped));
-            same(bias.grad(&plain), bias.grad(&grouped));
-            same(flat(x.grad(&plain)), flat(x.grad(&grouped)));
+            let pairs = of(projection.forward(x.clone()));
+            let pairs = pairs.into_iter().zip(of(project_rows(&projection, x.clone())));
+            pairs.for_each(|(expected, got)| same("projection", [expected, got]));
         }
     }
 }

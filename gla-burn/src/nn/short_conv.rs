@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device, Tensor, assert_shape};
 use super::SequenceLayout;
 use super::init::normal;
 use super::layout::Packed;
-use super::rows::{scale_rows, shift_rows};
+use super::rows::{scale_rows_in_place, shift_rows};
 
 /// Configuration to create a [`ShortConv`] layer using the [init function](ShortConvConfig::init).
 #[derive(Config, Debug)]
@@ -178,7 +178,7 @@ impl ShortConv {
         let weight = self.weight.val().cast(DType::F32);
         let tap = |j: usize| {
             let weight = weight.clone().narrow(2, j, 1).reshape([channels]);
-            let product = scale_rows(inputs.clone().narrow(1, j, tokens), weight);
+            let product = scale_rows_in_place(inputs.clone().narrow(1, j, tokens), weight);
             match packed.filter(|_| j + 1 < kernel_size) {
                 None => product,
                 Some(packed) => {

@@ -9,6 +9,7 @@ use burn::tensor::{DType, Device, Tensor, assert_shape};
 use super::{Mix, Operands, Pass, conv_shapes, convolve, mixer_methods, recur};
 use crate::Gate;
 use crate::nn::init::projection;
+use crate::nn::rows::{scale_rows, shift_rows};
 use crate::nn::{
     LayerState, LayerStateShape, RmsNorm, RmsNormConfig, SequenceLayout, ShortConv,
     ShortConvConfig, log_sigmoid,
@@ -210,11 +211,11 @@ fn gate(f: Tensor<3>, lower_bound: Option<Tensor<1>>) -> (Tensor<3>, Tensor<3>) 
     let Some(bound) = lower_bound else {
         return (log_sigmoid(f), rest);
     };
-    let bound = bound.cast(DType::F32).unsqueeze::<3>();
+    let bound = bound.cast(DType::F32);
     let free = -bound.clone() + 1.0;
-    let alpha = bound + free.clone() * sigmoid(f);
+    let alpha = shift_rows(scale_rows(sigmoid(f), free.clone()), bound);
     // rounding may have left it a little above 1
-    (alpha.clamp_max(1.0).log(), free * rest)
+    (alpha.clamp_max(1.0).log(), scale_rows(rest, free))
 }
 
 impl ModuleDisplay for Hgrn2 {
