@@ -186,8 +186,8 @@ def train(b, t):
     """A step of GLA-340M as fla builds it: bf16 weights, AdamW."""
     from fla.models import GLAConfig, GLAForCausalLM
 
-    layers = 24 if worker is None else 1  # workers share the device: a whole model for each would not fit
-    b = b if worker is None else 2
+    # workers share the device: a whole model for each would not fit
+    layers, b = (24, b) if worker is None else (1, 2)
     config = GLAConfig(hidden_size=1024, num_hidden_layers=layers, num_heads=4, vocab_size=32000, tie_word_embeddings=True)
     model = GLAForCausalLM(config).to("cuda", torch.bfloat16).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)

@@ -115,8 +115,7 @@ fn main() -> Result<()> {
     match &args.out {
         Some(path) => {
             gla_benches::write_rows(path, std::slice::from_ref(&row))?;
-            let table = path.with_extension("md");
-            std::fs::write(&table, row.markdown()).with_context(|| table.display().to_string())
+            gla_benches::write_text(&path.with_extension("md"), row.markdown())
         }
         None => Ok(()),
     }
@@ -216,12 +215,12 @@ fn op(config: &GlaTransformerConfig, args: &Args, device: &Device) -> Result<f64
     Ok(one * config.num_hidden_layers as f64)
 }
 
-/// The products with all weights of two dimensions, forward and backward.
 struct Products {
     ms: f64,
     operations: f64,
 }
 
+/// The products with all weights of two dimensions, forward and backward.
 fn products(config: &GlaTransformerConfig, args: &Args, device: &Device) -> Result<Products> {
     struct Shapes(Vec<[usize; 2]>);
     impl ModuleVisitor for Shapes {
@@ -249,13 +248,14 @@ fn products(config: &GlaTransformerConfig, args: &Args, device: &Device) -> Resu
     let mut sum = Products { ms: 0.0, operations: 0.0 };
     for ([d_input, d_output], count) in counted {
         // sequence by sequence, as the layers do; the loss takes so many rows at a time
-        let (batch, part) = if d_output == config.vocab_size {
+        let is_head = d_output == config.vocab_size;
+        let (batch, part) = if is_head {
             (1, loss_chunk(rows, d_input, d_output).min(rows))
         } else {
             (args.batch, args.time)
         };
         let x = Tensor::<3>::random([batch, part, d_input], Distribution::Default, device);
-        let tied = d_output == config.vocab_size && config.tie_word_embeddings;
+        let tied = is_head && config.tie_word_embeddings;
         let stored = if tied { [d_output, d_input] } else { [d_input, d_output] };
         let weight = Tensor::<2>::random(stored, Distribution::Default, device);
         let (x, weight) = (x.require_grad(), weight.require_grad());

@@ -330,9 +330,10 @@ pub struct ModelRow {
 }
 
 impl ModelRow {
-    /// Shares of op and products in the step.
-    fn shares(&self) -> [f64; 2] {
-        [self.op_ms, self.products_ms].map(|part| 100.0 * part / self.ms)
+    /// Per cent of the step: the op, the products, the rest.
+    fn shares(&self) -> [f64; 3] {
+        let [op, products] = [self.op_ms, self.products_ms].map(|part| 100.0 * part / self.ms);
+        [op, products, 100.0 - op - products]
     }
 
     fn ways(&self) -> String {
@@ -343,13 +344,13 @@ impl ModelRow {
 
     /// As a table in Markdown.
     pub fn markdown(&self) -> String {
-        let [op, products] = self.shares();
+        let [op, products, rest] = self.shares();
         let number = |x: Option<f64>| x.map(|x| format!("{x:.1}")).unwrap_or_default();
         let ratio = self.ratio.map(|x| format!("{x:.2}")).unwrap_or_default();
         format!(
             "| model | B,T | type | device | ms | first ms | tokens/s | op | products | TFLOP/s | the rest | MiB | peer | its ms | ratio |\n\
              |---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n\
-             | {}{} | {},{} | {} | {} | {:.1} | {:.0} | {:.0} | {op:.1} % | {products:.1} % | {:.0} | {:.1} % | {} | {} | {} | {ratio} |\n",
+             | {}{} | {},{} | {} | {} | {:.1} | {:.0} | {:.0} | {op:.1} % | {products:.1} % | {:.0} | {rest:.1} % | {} | {} | {} | {ratio} |\n",
             self.model,
             self.ways(),
             self.batch,
@@ -360,7 +361,6 @@ impl ModelRow {
             self.first_ms,
             self.tokens_per_s,
             self.products_tflops,
-            100.0 - op - products,
             number(self.peak_mib),
             self.peer.as_deref().unwrap_or_default(),
             number(self.peer_ms),
@@ -371,15 +371,14 @@ impl ModelRow {
 impl fmt::Display for ModelRow {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let ModelRow { model, device, batch, time, dtype, ms, first_ms, .. } = self;
-        let [op, products] = self.shares();
+        let [op, products, rest] = self.shares();
         let ways = self.ways();
         write!(
             f,
             "{model} {batch} x {time} {dtype} {device}{ways}: {ms:.1} ms a step, {:.0} tokens/s; op {op:.1} %, \
-             products {products:.1} % at {:.1} TFLOP/s, the rest {:.1} %; first step {:.1} s",
+             products {products:.1} % at {:.1} TFLOP/s, the rest {rest:.1} %; first step {:.1} s",
             self.tokens_per_s,
             self.products_tflops,
-            100.0 - op - products,
             first_ms / 1e3
         )?;
         match (&self.peer, self.ratio) {
@@ -396,8 +395,16 @@ impl fmt::Display for ModelRow {
 /// If the file cannot be written.
 pub fn write_rows<R: Serialize>(path: &Path, rows: &[R]) -> Result<()> {
     let lines: Vec<String> = rows.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
-    std::fs::write(path, format!("[\n {}\n]\n", lines.join(",\n ")))
-        .with_context(|| path.display().to_string())
+    write_text(path, format!("[\n {}\n]\n", lines.join(",\n ")))
+}
+
+/// Writes a file.
+///
+/// # Errors
+///
+/// If it cannot be written; the error names it.
+pub fn write_text(path: &Path, text: String) -> Result<()> {
+    std::fs::write(path, text).with_context(|| path.display().to_string())
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use clap::Parser;
 use cubecl::client::Client;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
-use gla_benches::{Ceilings, Peers, Row, Shape, Work};
+use gla_benches::{Ceilings, Peers, Row, Shape, Work, write_text};
 use gla_kernels::{
     Blueprint, Dims, GateKind, Instruction, Plan, Problem, ScanBlueprint, Sequences, Strategy,
     check_chunked,
@@ -311,13 +311,10 @@ fn write(path: &Path, args: &Args, device: &str, rows: &[Row], peers: &Peers) ->
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         path.with_file_name(format!("{stem}{suffix}"))
     };
-    let put = |path: PathBuf, text: String| {
-        std::fs::write(&path, text).with_context(|| path.display().to_string())
-    };
-    put(beside(".md"), gla_benches::markdown(rows))?;
-    put(beside(".svg"), gla_benches::svg(&format!("{device}, {}", args.dtype), rows))?;
+    write_text(&beside(".md"), gla_benches::markdown(rows))?;
+    write_text(&beside(".svg"), gla_benches::svg(&format!("{device}, {}", args.dtype), rows))?;
     let shares = format!("share of what {device} was measured to do");
-    put(beside("-roofline.svg"), gla_benches::roofline(&shares, rows))?;
+    write_text(&beside("-roofline.svg"), gla_benches::roofline(&shares, rows))?;
     if args.sweep {
         let total = SWEEP.map(|text| text.parse::<Shape>().expect("a shape"));
         let mut swept = rows.to_vec();
@@ -327,7 +324,7 @@ fn write(path: &Path, args: &Args, device: &str, rows: &[Row], peers: &Peers) ->
             total[0].batch * total[0].time,
             args.dtype,
         );
-        put(beside("-lines.svg"), gla_benches::lines(&title, &swept, peers))?;
+        write_text(&beside("-lines.svg"), gla_benches::lines(&title, &swept, peers))?;
     }
     Ok(())
 }

@@ -157,9 +157,11 @@ fn carry(x: Tensor<2>, gradient: Tensor<2>) -> Tensor<1> {
 /// `reduce`, a sum or a maximum over one axis, of each row, `[N, 1]`.
 fn over_tokens(x: Tensor<2>, reduce: impl Fn(Tensor<3>, usize) -> Tensor<3>) -> Tensor<2> {
     let [rows, vocab] = x.dims();
-    let parts = even_divisor(vocab, rows).unwrap_or(1);
-    let sums = reduce(x.reshape([rows, parts, vocab / parts]), 1);
-    reduce(sums, 2).squeeze_dim(2)
+    let parts = match even_divisor(vocab, rows) {
+        Some(parts) => reduce(x.reshape([rows, parts, vocab / parts]), 1),
+        None => x.unsqueeze_dim(1),
+    };
+    reduce(parts, 2).squeeze_dim(2)
 }
 
 fn check(hidden: &Tensor<2>, weight: &Tensor<2>, labels: &Tensor<1, Int>, chunk: Option<usize>) {

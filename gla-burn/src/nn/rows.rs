@@ -10,37 +10,44 @@ use burn::tensor::{DType, Tensor, assert_shape, module};
 
 /// `x * weight` for each row of `x`.
 pub(super) fn scale_rows<const D: usize>(x: Tensor<D>, weight: Tensor<1>) -> Tensor<D> {
-    Groups::even(&x, &weight).scale(x, weight)
+    let shape = x.shape();
+    match even_groups(&x, &weight) {
+        Some(groups) => {
+            let [x, weight] = grouped(groups, x, weight);
+            (x * weight).reshape(shape)
+        }
+        None => x * weight.unsqueeze(),
+    }
 }
 
 /// [`scale_rows`] for what should not be reshaped if that can be helped: a view, which would be copied,
 /// or the middle of an elementwise chain, which Burn would fuse less of.
 pub(super) fn scale_rows_in_place<const D: usize>(x: Tensor<D>, weight: Tensor<1>) -> Tensor<D> {
-    let groups = if Groups::are_sequences(&x, &weight) {
-        Groups::Sequences(x.dims()[0])
-    } else {
-        Groups::even(&x, &weight)
-    };
-    groups.scale(x, weight)
+    if !sequences_are_groups(&x, &weight) {
+        return scale_rows(x, weight);
+    }
+    let mut spread = [1; D];
+    (spread[0], spread[D - 1]) = (x.dims()[0], weight.dims()[0]);
+    x * weight.unsqueeze::<D>().expand(spread)
 }
 
 /// `x + bias` for each row of `x`.
 pub(super) fn shift_rows<const D: usize>(x: Tensor<D>, bias: Tensor<1>) -> Tensor<D> {
-    match Groups::even(&x, &bias) {
-        Groups::Rows { groups, rows } => {
-            let (shape, [channels]) = (x.shape(), bias.dims());
-            let bias = bias.reshape([1, 1, channels]).expand([groups, 1, channels]);
-            (x.reshape([groups, rows, channels]) + bias).reshape(shape)
+    let shape = x.shape();
+    match even_groups(&x, &bias) {
+        Some(groups) => {
+            let [x, bias] = grouped(groups, x, bias);
+            (x + bias).reshape(shape)
         }
-        _ => x + bias.unsqueeze(),
+        None => x + bias.unsqueeze(),
     }
 }
 
 /// The projection of each row, as by [`Linear::forward`].
 pub(super) fn project_rows<const D: usize>(projection: &Linear, x: Tensor<D>) -> Tensor<D> {
-    let bias = match &projection.bias {
-        Some(bias) if is_tracked(&bias.val()) => bias.val(),
-        _ => return projection.forward(x),
+    let bias = projection.bias.as_ref().map(|bias| bias.val());
+    let Some(bias) = bias.filter(is_tracked) else {
+        return projection.forward(x);
     };
     let [d_input, _] = projection.weight.dims();
     assert_shape!(x, [.., d_input]);
@@ -50,52 +57,27 @@ pub(super) fn project_rows<const D: usize>(projection: &Linear, x: Tensor<D>) ->
     shift_rows(projected, bias.cast(DType::F32)).cast(dtype)
 }
 
-/// How the gradient of a parameter is summed: each group has the parameter for itself.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Groups {
-    /// All rows are one group: one sum does as well, or none is formed.
-    One,
-    /// The sequences of a batch.
-    Sequences(usize),
-    /// So many groups of so many rows.
-    Rows { groups: usize, rows: usize },
+/// Rows as `[groups, rows of a group, channels]` and the parameter as `[groups, 1, channels]`: each group
+/// has it for itself, and gathers a part of its gradient.
+fn grouped<const D: usize>(groups: usize, x: Tensor<D>, parameter: Tensor<1>) -> [Tensor<3>; 2] {
+    let [channels] = parameter.dims();
+    let rows = num_rows(&x) / groups;
+    let parameter = parameter.reshape([1, 1, channels]);
+    [x.reshape([groups, rows, channels]), parameter.expand([groups, 1, channels])]
 }
 
-impl Groups {
-    /// As many groups as a group has rows, or a few less.
-    fn even<const D: usize>(x: &Tensor<D>, parameter: &Tensor<1>) -> Self {
-        let [channels] = parameter.dims();
-        let rows = num_rows(x);
-        match even_divisor(rows, channels).filter(|_| is_tracked(parameter)) {
-            Some(groups) => Self::Rows { groups, rows: rows / groups },
-            None => Self::One,
-        }
-    }
+/// As many groups as a group has rows, or a few less; none where one sum does as well, or none is formed.
+fn even_groups<const D: usize>(x: &Tensor<D>, parameter: &Tensor<1>) -> Option<usize> {
+    let [channels] = parameter.dims();
+    even_divisor(num_rows(x), channels).filter(|_| is_tracked(parameter))
+}
 
-    /// Whether there are enough sequences, and short enough, for a sum over each.
-    fn are_sequences<const D: usize>(x: &Tensor<D>, parameter: &Tensor<1>) -> bool {
-        let (batch, [channels]) = (x.dims()[0], parameter.dims());
-        let rows = num_rows(x);
-        let fits = (4..=1024).contains(&batch) && rows / batch <= 1024 * batch;
-        D == 3 && fits && rows > channels && is_tracked(parameter)
-    }
-
-    fn scale<const D: usize>(self, x: Tensor<D>, weight: Tensor<1>) -> Tensor<D> {
-        let [channels] = weight.dims();
-        match self {
-            Self::One => x * weight.unsqueeze(),
-            Self::Sequences(batch) => {
-                let mut spread = [1; D];
-                (spread[0], spread[D - 1]) = (batch, channels);
-                x * weight.unsqueeze::<D>().expand(spread)
-            }
-            Self::Rows { groups, rows } => {
-                let shape = x.shape();
-                let weight = weight.reshape([1, 1, channels]).expand([groups, 1, channels]);
-                (x.reshape([groups, rows, channels]) * weight).reshape(shape)
-            }
-        }
-    }
+/// Whether there are enough sequences, and short enough, for a sum over each.
+fn sequences_are_groups<const D: usize>(x: &Tensor<D>, parameter: &Tensor<1>) -> bool {
+    let (batch, [channels]) = (x.dims()[0], parameter.dims());
+    let rows = num_rows(x);
+    let fits = (4..=1024).contains(&batch) && rows / batch <= 1024 * batch;
+    D == 3 && fits && rows > channels && is_tracked(parameter)
 }
 
 fn num_rows<const D: usize>(x: &Tensor<D>) -> usize {
@@ -174,10 +156,15 @@ mod tests {
             same(&name, [&a, &b].map(|grads| parameter.grad(grads).unwrap().to_data()));
         }
 
-        fn all<const D: usize>(shape: [usize; D], even: Groups, in_place: bool) {
+        fn all<const D: usize>(shape: [usize; D], even: Option<[usize; 2]>, in_place: bool) {
             let (x, parameter) = (random(shape), random([CHANNELS]));
-            assert_eq!(Groups::even(&x, &parameter), even, "{shape:?}");
-            assert_eq!(Groups::are_sequences(&x, &parameter), in_place, "{shape:?}");
+            let groups = even_groups(&x, &parameter);
+            assert_eq!(groups, even.map(|[groups, _]| groups), "{shape:?}");
+            assert_eq!(sequences_are_groups(&x, &parameter), in_place, "{shape:?}");
+            if let Some([groups, rows]) = even {
+                let of_each = [[groups, rows, CHANNELS], [groups, 1, CHANNELS]];
+                assert_eq!(grouped(groups, x, parameter).map(|part| part.dims()), of_each);
+            }
             compare(shape, |x, w| x * w.unsqueeze(), scale_rows);
             compare(shape, |x, w| x * w.unsqueeze(), scale_rows_in_place);
             compare(shape, |x, b| x + b.unsqueeze(), shift_rows);
@@ -185,18 +172,18 @@ mod tests {
 
         #[test]
         fn are_those_of_a_plain_broadcast() {
-            all([1, 42, CHANNELS], Groups::Rows { groups: 6, rows: 7 }, false);
-            all([8, 5, CHANNELS], Groups::Rows { groups: 5, rows: 8 }, true);
-            all([2, 9, 3, CHANNELS], Groups::Rows { groups: 6, rows: 9 }, false);
-            all([13, CHANNELS], Groups::One, false);
-            all([1, 2, CHANNELS], Groups::One, false);
+            all([1, 42, CHANNELS], Some([6, 7]), false);
+            all([8, 5, CHANNELS], Some([5, 8]), true);
+            all([2, 9, 3, CHANNELS], Some([6, 9]), false);
+            all([13, CHANNELS], None, false);
+            all([1, 2, CHANNELS], None, false);
         }
 
         #[test]
         fn no_rows_are_no_groups() {
             for shape in [[0, 5, CHANNELS], [9, 0, CHANNELS]] {
                 let x = random(shape);
-                assert_eq!(Groups::even(&x, &random([CHANNELS])), Groups::One);
+                assert_eq!(even_groups(&x, &random([CHANNELS])), None);
                 assert_eq!(scale_rows_in_place(x, random([CHANNELS])).dims(), shape);
             }
         }
