@@ -1,10 +1,10 @@
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::nn::Linear;
-use burn::tensor::activation::silu;
-use burn::tensor::{DType, Device, Tensor, assert_shape};
+use burn::tensor::{Device, Tensor, assert_shape};
 
 use super::init::projection;
+use super::swish::swish_gate;
 
 /// Configuration to create a [`GlaMlp`] layer using the [init function](GlaMlpConfig::init).
 #[derive(Config, Debug)]
@@ -81,9 +81,8 @@ impl GlaMlp {
         assert_shape!(x, [.., hidden]);
 
         let dtype = x.dtype();
-        let gate = silu(self.gate_proj.forward(x.clone()).cast(DType::F32));
-        let up = self.up_proj.forward(x).cast(DType::F32);
-        self.down_proj.forward((gate * up).cast(dtype))
+        let (gate, up) = (self.gate_proj.forward(x.clone()), self.up_proj.forward(x));
+        self.down_proj.forward(swish_gate(up, gate, dtype))
     }
 }
 

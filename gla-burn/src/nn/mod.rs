@@ -55,6 +55,7 @@ mod state;
 #[cfg(feature = "store")]
 mod state_file;
 mod state_rows;
+mod swish;
 mod transparent;
 
 pub use attention::*;

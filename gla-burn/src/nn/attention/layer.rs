@@ -1,10 +1,10 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::nn::Linear;
-use burn::tensor::activation::silu;
 use burn::tensor::{DType, Device, Tensor, assert_shape};
 
 use crate::nn::mixer::{Mix, Operands, Pass, conv_shapes, convolve, mixer_methods, recur};
 use crate::nn::rows::project_rows;
+use crate::nn::swish::swish_gate;
 use crate::nn::transparent::transparent_module;
 use crate::nn::{
     FeatureMap, HeadFeatureMap, LayerState, LayerStateShape, RmsNorm, Rotary, SequenceLayout,
@@ -214,9 +214,7 @@ impl GatedLinearAttention {
         let plain = self.g_norm.as_ref().or(self.norm.as_ref());
         let output = match (&self.g_proj, &self.g_norm_swish_gate, plain) {
             (Some(gate), Some(norm), _) => {
-                // the gate as it lies, since Burn fuses nothing with what was reshaped
-                let gate = silu(gate.forward(x).cast(DType::F32));
-                (norm.normalize(output).reshape(flat) * gate).cast(dtype)
+                swish_gate(norm.normalize(output).reshape(flat), gate.forward(x), dtype)
             }
             (_, _, Some(norm)) => norm.forward(output).reshape(flat),
             _ => unreachable!("a layer has a gated or a plain output norm"),
