@@ -16,6 +16,7 @@
 
 mod backward;
 mod check;
+mod combine;
 mod components;
 mod definition;
 mod error;

@@ -1,9 +1,15 @@
 //! From a problem, a strategy and a device to a blueprint.
 
 use crate::{
-    Blueprint, CHUNKS, COLS, DeviceLimits, GlaError, Instruction, Plan, Problem, SCAN_CHUNK,
-    SCAN_LEAST_CHUNKS, SCAN_MAX_SEGMENTS, ScanBlueprint, SplitBlueprint, Strategy,
+    Blueprint, CHUNKS, COLS, DeviceLimits, GlaError, Instruction, LEAST_CHUNKS, MAX_SEGMENTS, Plan,
+    Problem, SCAN_CHUNK, ScanBlueprint, SplitBlueprint, Strategy,
 };
+
+/// Cubes a multiprocessor that the split plan's states should be walked by.
+const SPLIT_CUBES: usize = 4;
+
+/// Fewer segments would not repay the first walk, which takes as long as the second.
+const SPLIT_LEAST_SEGMENTS: usize = 4;
 
 /// Chooses the blueprint: the scan plan where the device multiplies the type on tensor cores, else
 /// the split plan.
@@ -43,14 +49,39 @@ fn scan_blueprint(problem: &Problem, limits: &DeviceLimits) -> ScanBlueprint {
     let chunks = problem.sequences.longest().div_ceil(SCAN_CHUNK);
     let wanted =
         if 5 * cubes >= 3 * limits.processors { 1 } else { 2 * limits.processors / cubes.max(1) };
-    let most = (chunks / SCAN_LEAST_CHUNKS).clamp(1, SCAN_MAX_SEGMENTS);
-    let segment = chunks.div_ceil(wanted.clamp(1, most)).max(1);
+    let segment = chunks.div_ceil(segments(chunks, wanted)).max(1);
     let mma = ScanBlueprint { segment, instruction: Instruction::Mma };
     let cmma = ScanBlueprint { segment, instruction: Instruction::Cmma };
     let fits = |blueprint: &ScanBlueprint| blueprint.validate(problem, limits).is_ok();
     let has_mma = limits.mma.contains(&problem.dtype);
     // of two that do not fit, the one that the device has says why
     [mma, cmma].into_iter().find(fits).unwrap_or(if has_mma { mma } else { cmma })
+}
+
+/// As many segments as are wanted, if they have enough chunks each.
+fn segments(chunks: usize, wanted: usize) -> usize {
+    wanted.clamp(1, (chunks / LEAST_CHUNKS).clamp(1, MAX_SEGMENTS))
+}
+
+/// Sequences in one piece, unless so few cubes would walk along them that they are cut at a gain, for the
+/// stage `state` takes two walks then.
+fn split_blueprint(
+    problem: &Problem,
+    limits: &DeviceLimits,
+    chunk: usize,
+    cols: usize,
+) -> SplitBlueprint {
+    let dims = problem.dims;
+    // none is of no rows, which a caller may ask for
+    let rows = chunk.max(1);
+    let tiles = dims.key_dim.div_ceil(rows) * dims.value_dim.div_ceil(cols);
+    let cubes = problem.num_sequences() * dims.heads * tiles;
+    let chunks = problem.sequences.longest().div_ceil(rows);
+    let segments = match segments(chunks, SPLIT_CUBES * limits.processors / cubes.max(1)) {
+        few if few < SPLIT_LEAST_SEGMENTS => 1,
+        segments => segments,
+    };
+    SplitBlueprint { chunk, cols, segment: chunks.div_ceil(segments).max(1) }
 }
 
 /// The shortest chunk that holds the longest sequence, else the longest one; tiles as wide as the
@@ -66,30 +97,32 @@ fn split(
     let wanted = CHUNKS.iter().copied().find(|&chunk| longest <= chunk);
     let wanted = wanted.unwrap_or(CHUNKS[CHUNKS.len() - 1]);
     let choices = if chunk.is_some() { 1 } else { CHUNKS.len() };
-    let first = SplitBlueprint { chunk: chunk.unwrap_or(wanted), cols };
-    shrink(first, choices, limits).map(Blueprint::Split)
+    let first = (chunk.unwrap_or(wanted), cols);
+    shrink(first, choices, problem, limits).map(Blueprint::Split)
 }
 
 /// The first of the blueprints that fits: narrower tiles before shorter chunks.
 fn shrink(
-    first: SplitBlueprint,
+    first: (usize, usize),
     chunk_choices: usize,
+    problem: &Problem,
     limits: &DeviceLimits,
 ) -> Result<SplitBlueprint, GlaError> {
     let mut error = None;
     for halvings in 0..chunk_choices {
         for &cols in COLS {
-            let candidate = SplitBlueprint { chunk: first.chunk >> halvings, cols };
-            if cols > first.cols {
+            let chunk = first.0 >> halvings;
+            if cols > first.1 {
                 continue;
             }
-            match candidate.validate(limits) {
+            let candidate = split_blueprint(problem, limits, chunk, cols);
+            match candidate.validate(problem, limits) {
                 Ok(()) => return Ok(candidate),
                 Err(e) => error = error.or(Some(e)),
             }
         }
     }
-    Err(error.unwrap_or(GlaError::Chunk { allowed: CHUNKS, got: first.chunk }))
+    Err(error.unwrap_or(GlaError::Chunk { allowed: CHUNKS, got: first.0 }))
 }
 
 #[cfg(test)]
@@ -137,15 +170,41 @@ mod tests {
     }
 
     #[test]
+    fn long_sequences_of_few_heads_are_cut() {
+        let device = limits(48 << 10, 1024);
+        let cut = |batch, time| {
+            let sequences = Sequences::Uniform { batch, time };
+            let problem = Problem { sequences, ..problem(time, 128, 256) };
+            let blueprint = select(Strategy::Inferred, &problem, &device).unwrap();
+            let (chunk, segment) = blueprint.cut();
+            time.div_ceil(chunk).div_ceil(segment)
+        };
+        assert_eq!((cut(1, 65_536), cut(1, 4096), cut(4, 65_536)), (16, 8, 4));
+        // nothing to cut, too little, cubes enough
+        assert_eq!((cut(1, 0), cut(1, 1024), cut(8, 65_536)), (0, 1, 1));
+    }
+
+    #[test]
     fn what_does_not_fit_says_so() {
         let chunk = select(Strategy::Chunk(48), &problem(100, 8, 8), &limits(48 << 10, 1024));
         assert_eq!(chunk.unwrap_err().to_string(), "chunk: must be one of [16, 32, 64], got 48");
+        let none = select(Strategy::Chunk(0), &problem(100, 8, 8), &limits(48 << 10, 1024));
+        assert_eq!(none.unwrap_err().to_string(), "chunk: must be one of [16, 32, 64], got 0");
+        let cut = |segment| {
+            let blueprint = SplitBlueprint { chunk: 16, cols: 16, segment };
+            let strategy = Strategy::Forced(Blueprint::Split(blueprint));
+            let refused = select(strategy, &problem(1100, 8, 8), &limits(48 << 10, 1024));
+            refused.unwrap_err().to_string()
+        };
+        assert_eq!(cut(0), "segment: must be at least 1 chunk, got 0");
+        let many = "segment: 69 chunks in segments of 1: a sequence has at most 64";
+        assert_eq!(cut(1), many);
         let small = select(Strategy::Inferred, &problem(10, 8, 8), &limits(1 << 10, 1024));
         assert_eq!(
             small.unwrap_err().to_string(),
-            "state: needs 3136 bytes of shared memory, the device has 1024"
+            "state: needs 3200 bytes of shared memory, the device has 1024"
         );
-        let odd = SplitBlueprint { chunk: 64, cols: 0 };
+        let odd = SplitBlueprint { chunk: 64, cols: 0, segment: 1 };
         let odd = select(
             Strategy::Forced(Blueprint::Split(odd)),
             &problem(10, 8, 8),

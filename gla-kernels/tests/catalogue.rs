@@ -128,7 +128,7 @@ fn blueprints_agree() {
             check(device.name, &device.client, &case, f32, f32, Strategy::Chunk(chunk));
         }
         for &cols in widths {
-            let blueprint = SplitBlueprint { chunk: 32, cols };
+            let blueprint = SplitBlueprint { chunk: 32, cols, segment: usize::MAX };
             let strategy = Strategy::Forced(Blueprint::Split(blueprint));
             check(device.name, &device.client, &case, f32, f32, strategy);
         }
@@ -239,6 +239,27 @@ fn segments() {
         "none-b2-t580-k64-v130-h20-init",
     ];
     check_scans(&ids, |device, dtype| scans_in(device, dtype, &[4]));
+}
+
+/// The same of the split plan.
+#[test]
+fn split_segments() {
+    let cases = cases(&[
+        "vector-mixed-cu0.5.5.64.130-k20-v33-h4-kv2-init-final",
+        "vector-ls1-b2-t130-k20-v33-h4-kv2-init-final",
+        "scalar-ls16-t130-k20-v33-h2-final",
+        "fixed-ls1-b2-t130-k20-v33-h2-init-final",
+        "none-b2-t130-k20-v33-h2-init-final",
+    ]);
+    let blueprint = SplitBlueprint { chunk: 16, cols: 16, segment: 2 };
+    let strategy = Strategy::Forced(Blueprint::Split(blueprint));
+    for device in devices() {
+        for dtype in [RefDType::F32, RefDType::F16] {
+            if device.supports(dtype) && !(device.is_software() && dtype == RefDType::F16) {
+                check(device.name, &device.client, &cases, dtype, RefDType::F32, strategy);
+            }
+        }
+    }
 }
 
 /// Calls without a step: states and their gradients pass through.

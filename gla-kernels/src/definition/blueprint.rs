@@ -80,7 +80,7 @@ impl Blueprint {
     pub(crate) const fn cut(&self) -> (usize, usize) {
         let segment = match self {
             Blueprint::Scan(blueprint) => blueprint.segment,
-            Blueprint::Split(_) => usize::MAX,
+            Blueprint::Split(blueprint) => blueprint.segment,
         };
         (self.chunk(), segment)
     }
@@ -93,7 +93,7 @@ impl Blueprint {
     pub fn validate(&self, problem: &Problem, limits: &DeviceLimits) -> Result<(), GlaError> {
         match self {
             Blueprint::Scan(blueprint) => blueprint.validate(problem, limits),
-            Blueprint::Split(blueprint) => blueprint.validate(limits),
+            Blueprint::Split(blueprint) => blueprint.validate(problem, limits),
         }
     }
 }
@@ -105,10 +105,26 @@ pub const SCAN_CHUNK: usize = 64;
 pub const SCAN_MAX_KEYS: usize = 256;
 
 /// Most segments of a sequence.
-pub const SCAN_MAX_SEGMENTS: usize = 64;
+pub const MAX_SEGMENTS: usize = 64;
 
 /// Chunks that a segment has at least: shorter ones would not repay the first walk.
-pub const SCAN_LEAST_CHUNKS: usize = 8;
+pub const LEAST_CHUNKS: usize = 8;
+
+/// Checks that a sequence has no more segments, of so many chunks of so many rows, than can be combined.
+fn check_segment(problem: &Problem, chunk: usize, segment: usize) -> Result<(), GlaError> {
+    if segment == 0 {
+        let message = "must be at least 1 chunk, got 0".to_string();
+        return Err(GlaError::Argument { name: "segment", message });
+    }
+    let chunks = problem.sequences.longest().div_ceil(chunk);
+    if chunks.div_ceil(segment) > MAX_SEGMENTS {
+        let message = format!(
+            "{chunks} chunks in segments of {segment}: a sequence has at most {MAX_SEGMENTS}"
+        );
+        return Err(GlaError::Argument { name: "segment", message });
+    }
+    Ok(())
+}
 
 /// Choices of the scan plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -156,23 +172,11 @@ impl ScanBlueprint {
             return Err(GlaError::Argument { name: "plan", message });
         }
         scan::validate(problem.dims, self.instruction, limits)?;
-        if self.segment == 0 {
-            let message = "must be at least 1 chunk, got 0".to_string();
-            return Err(GlaError::Argument { name: "segment", message });
-        }
-        let chunks = problem.sequences.longest().div_ceil(SCAN_CHUNK);
-        if chunks.div_ceil(self.segment) > SCAN_MAX_SEGMENTS {
-            let message = format!(
-                "{chunks} chunks in segments of {}: a sequence has at most {SCAN_MAX_SEGMENTS}",
-                self.segment
-            );
-            return Err(GlaError::Argument { name: "segment", message });
-        }
-        Ok(())
+        check_segment(problem, SCAN_CHUNK, self.segment)
     }
 }
 
-/// Tile sizes of the split plan, which multiplies in registers.
+/// Choices of the split plan, which multiplies in registers.
 ///
 /// Every kernel runs `chunk / 16 * cols` units a cube (`scores`: `chunk / 16 * chunk`): a unit owns
 /// one column of a 16-row tile.
@@ -182,6 +186,8 @@ pub struct SplitBlueprint {
     pub chunk: usize,
     /// Columns of an output tile, one of [`COLS`].
     pub cols: usize,
+    /// As [`ScanBlueprint::segment`], for the stage `state` alone: the others work on all chunks in parallel.
+    pub segment: usize,
 }
 
 /// The limits of a device that decide what fits.
@@ -333,7 +339,7 @@ impl SplitBlueprint {
     pub const fn shared_memory(&self) -> [(&'static str, usize); 5] {
         let (chunk, cols, blocks) = (self.chunk, self.cols, self.blocks());
         [
-            ("state", 4 * (2 * SUB * chunk + SUB * cols + chunk)),
+            ("state", 4 * (2 * SUB * chunk + SUB * cols + 2 * chunk)),
             ("scores", 4 * (3 * SUB * chunk + SUB * blocks)),
             ("output", 4 * (2 * SUB * chunk + SUB * cols + SUB * blocks)),
             ("project", 4 * (SUB * chunk + SUB * cols + blocks * cols + cols)),
@@ -341,20 +347,22 @@ impl SplitBlueprint {
         ]
     }
 
-    /// Checks the blueprint against a device.
+    /// Checks the blueprint against a device and a problem.
     ///
     /// # Errors
     ///
-    /// [`GlaError::Chunk`] and [`GlaError::Cols`] for lengths and widths that do not exist, and
+    /// [`GlaError::Chunk`] and [`GlaError::Cols`] for lengths and widths that do not exist,
+    /// [`GlaError::Argument`] that names `segment` where segments have no chunks or are too many, and
     /// [`GlaError::SharedMemory`], [`GlaError::Units`] and [`GlaError::Bindings`] where a kernel does not fit
     /// the device.
-    pub fn validate(&self, limits: &DeviceLimits) -> Result<(), GlaError> {
+    pub fn validate(&self, problem: &Problem, limits: &DeviceLimits) -> Result<(), GlaError> {
         if !CHUNKS.contains(&self.chunk) {
             return Err(GlaError::Chunk { allowed: CHUNKS, got: self.chunk });
         }
         if !COLS.contains(&self.cols) {
             return Err(GlaError::Cols { allowed: COLS, got: self.cols });
         }
+        check_segment(problem, self.chunk, self.segment)?;
         for (kernel, requested) in self.shared_memory() {
             limits.check_shared_memory(kernel, requested)?;
         }

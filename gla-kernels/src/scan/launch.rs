@@ -7,11 +7,11 @@ use cubecl::server::Handle;
 use super::plan::KeyScratch;
 use super::stage::scales_in_half;
 use super::state_walk::StateSpec;
-use super::walk_spec::{Decay, Intra, ROWS_LEN, WalkShape, WalkSpec};
+use super::walk_spec::{Decay, Intra, ROWS_LEN, TOTAL, WalkShape, WalkSpec};
 use super::{
-    CHUNK, ChunkSpec, combine, intra_grad, padded, part_type, prepare, row_gate, scores,
-    state_walk, walk,
+    CHUNK, ChunkSpec, intra_grad, padded, part_type, prepare, row_gate, scores, state_walk, walk,
 };
+use crate::combine::SegmentDecay;
 use crate::launch::{Launcher, arg, cubes, widest_vector};
 use crate::{Instruction, ScanBlueprint};
 
@@ -82,7 +82,7 @@ impl Launcher<'_, ScanBlueprint> {
     }
 
     /// The states between the lines for a walk with `update` and `right`, from `start` to `end` of
-    /// the sequences: a first walk and `combine`, see [`combine`], if the lines are segments.
+    /// the sequences: a first walk and `combine`, see [`crate::combine`], if the lines are segments.
     pub fn ends(
         &self,
         made: &Prepared,
@@ -94,31 +94,17 @@ impl Launcher<'_, ScanBlueprint> {
         if !self.lines.segmented {
             return Ends { start: start.cloned(), end: end.cloned() };
         }
-        let dims = self.problem.dims;
         let len = self.lines_len();
         let (added, starts) = (self.scratch(len), self.scratch(len));
         self.state_walk(made, reversed, [update, right], &added);
-        let tasks = self.problem.num_sequences() * dims.heads * dims.key_dim;
-        // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
-        unsafe {
-            combine::gla_combine_kernel::launch_unchecked(
-                self.client,
-                cubes(tasks, &self.limits),
-                CubeDim::new_1d(combine::UNITS as u32),
-                start.map_or_else(|| self.nothing(), |start| arg(start, self.problem.state_len())),
-                end.map_or_else(|| self.nothing(), |end| arg(end, self.problem.state_len())),
-                arg(&added, len),
-                arg(&starts, len),
-                self.decays(&made.decays),
-                self.map(),
-                tasks,
-                dims,
-                self.decay_stride(),
-                reversed,
-                start.is_some(),
-                end.is_some(),
-            );
-        }
+        let stride = self.decay_stride();
+        let decay = match Decay::of(self.problem.dims.gate) {
+            Decay::None => SegmentDecay::None,
+            Decay::Rows => SegmentDecay::Chunks { stride, of_all: Some(TOTAL) },
+            Decay::Channels => SegmentDecay::Chunks { stride, of_all: None },
+        };
+        let decays = (decay, self.decays(&made.decays));
+        self.combine([&added, &starts], decays, reversed, start, end);
         Ends { start: Some(starts), end: None }
     }
 
@@ -159,11 +145,6 @@ impl Launcher<'_, ScanBlueprint> {
                 self.problem.dtype,
             );
         }
-    }
-
-    fn lines_len(&self) -> usize {
-        let dims = self.problem.dims;
-        self.lines.count * dims.heads * dims.key_dim * dims.value_dim
     }
 
     /// Length of a line of the decays.

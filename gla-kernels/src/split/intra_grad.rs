@@ -50,12 +50,11 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
     #[define(E, G)] _dtypes: [ElemType; 2],
 ) {
     let dims = comptime!(spec.dims);
-    let blueprint = comptime!(spec.blueprint);
     let key_dim = comptime!(dims.key_dim);
-    let chunk_len = comptime!(blueprint.chunk);
-    let blocks = comptime!(blueprint.blocks());
-    let cols = comptime!(blueprint.cols);
-    let units = comptime!(blueprint.units());
+    let chunk_len = comptime!(spec.chunk);
+    let blocks = comptime!(spec.blocks());
+    let cols = comptime!(spec.cols);
+    let units = comptime!(spec.units());
     let is_key = comptime!(spec.role == Role::Key);
     let gated = comptime!(dims.gate.is_some());
     let tiles_k = comptime!(key_dim.div_ceil(cols));

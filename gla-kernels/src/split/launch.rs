@@ -5,7 +5,9 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::StageSpec;
+use super::state::Leaves;
 use crate::SplitBlueprint;
+use crate::combine::SegmentDecay;
 use crate::components::Role;
 use crate::launch::{Launcher, arg, cubes};
 
@@ -17,31 +19,71 @@ impl Launcher<'_, SplitBlueprint> {
     }
 
     fn spec(&self, role: Role) -> StageSpec {
-        StageSpec { dims: self.problem.dims, blueprint: self.blueprint, role }
+        let SplitBlueprint { chunk, cols, .. } = self.blueprint;
+        StageSpec { dims: self.problem.dims, chunk, cols, role }
     }
 
     fn stage_dim(&self) -> CubeDim {
         CubeDim::new_1d(self.blueprint.units() as u32)
     }
 
-    /// Stage `state`, see [`super::state`].
-    pub fn state(
+    /// The states between chunks, and that at the end of each sequence.
+    ///
+    /// Where the lines are segments, a first walk leaves what each adds to a state of zero, and `combine` what
+    /// it starts from.
+    pub fn states(
         &self,
         role: Role,
-        [x, y]: [&Handle; 2],
+        operands: [&Handle; 2],
         start: Option<&Handle>,
         states: &Handle,
         end: &Handle,
     ) {
+        if !self.lines.segmented {
+            return self.state(operands, start, states, end, self.spec(role), Leaves::States);
+        }
         let dims = self.problem.dims;
-        let (bp, sequences) = (self.blueprint, self.problem.num_sequences());
-        let tiles = dims.value_dim.div_ceil(bp.cols) * dims.key_dim.div_ceil(bp.chunk);
-        let tasks = tiles * dims.heads * sequences;
+        let (len, decays_len) = (self.lines_len(), self.lines.count * dims.heads * dims.key_dim);
+        let [added, starts] = [len; 2].map(|len| self.scratch(len));
+        let (decay, decays) = match dims.gate.is_some() {
+            true => (SegmentDecay::Segments, self.scratch(decays_len)),
+            false => (SegmentDecay::None, self.scratch(1)),
+        };
+        let spec = self.spec(role);
+        self.state(operands, None, &decays, &added, spec, Leaves::Decays);
+        let decays = match decay {
+            SegmentDecay::None => self.nothing(),
+            _ => arg(&decays, decays_len),
+        };
+        let reversed = role == Role::Query;
+        self.combine([&added, &starts], (decay, decays), reversed, start, Some(end));
+        // what it leaves at the ends of segments is known
+        self.state(operands, Some(&starts), states, &added, spec, Leaves::States);
+    }
+
+    /// Stage `state`, see [`super::state`].
+    fn state(
+        &self,
+        [x, y]: [&Handle; 2],
+        start: Option<&Handle>,
+        left: &Handle,
+        end: &Handle,
+        spec: StageSpec,
+        leaves: Leaves,
+    ) {
+        let dims = self.problem.dims;
+        let tiles = dims.value_dim.div_ceil(spec.cols) * dims.key_dim.div_ceil(spec.chunk);
+        let tasks = tiles * dims.heads * self.lines.count;
         if tasks == 0 {
             return;
         }
         let rows = self.problem.rows();
-        let own_heads = if role == Role::Key { dims.kv_heads } else { dims.heads };
+        let own_heads = if spec.role == Role::Key { dims.kv_heads } else { dims.heads };
+        let left_len = match leaves {
+            Leaves::States => self.states_len().max(1),
+            Leaves::Decays if dims.gate.is_some() => self.lines.count * dims.heads * dims.key_dim,
+            Leaves::Decays => 1,
+        };
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
             super::state::gla_state_kernel::launch_unchecked(
@@ -52,13 +94,14 @@ impl Launcher<'_, SplitBlueprint> {
                 if rows == 0 { self.nothing() } else { arg(x, rows * own_heads * dims.key_dim) },
                 if rows == 0 { self.nothing() } else { arg(y, rows * own_heads * dims.value_dim) },
                 if rows == 0 { self.nothing() } else { self.gate() },
-                start.map_or_else(|| self.nothing(), |start| arg(start, self.problem.state_len())),
-                arg(states, self.states_len().max(1)),
-                arg(end, self.problem.state_len()),
+                start.map_or_else(|| self.nothing(), |start| arg(start, self.lines_len())),
+                arg(left, left_len),
+                arg(end, self.lines_len()),
                 self.map(),
                 tasks,
                 self.problem.scale,
-                self.spec(role),
+                spec,
+                leaves,
                 start.is_some(),
                 self.types(),
             );

@@ -20,7 +20,7 @@ pub mod state;
 pub(crate) use plan::{backward, forward};
 
 use crate::components::Role;
-use crate::{Dims, Problem, SplitBlueprint};
+use crate::{Dims, Problem, SUB, SplitBlueprint};
 
 /// The scratch of a forward, and of a backward with `grads`: what, how many elements, of how many bytes.
 pub(crate) fn scratch(
@@ -31,9 +31,13 @@ pub(crate) fn scratch(
     let dims = problem.dims;
     let chunks = problem.sequences.num_chunks(blueprint.chunk);
     let row_heads = problem.rows() * dims.heads;
-    let states = chunks.saturating_mul(dims.heads * dims.key_dim * dims.value_dim);
+    let state = dims.heads * dims.key_dim * dims.value_dim;
+    let states = chunks.saturating_mul(state);
+    let segment = blueprint.chunk.saturating_mul(blueprint.segment);
+    let segments = problem.sequences.num_chunks(segment);
     let mut all = vec![
         ("the states between chunks", states, 4),
+        ("the states between segments", segments.saturating_mul(state), 4),
         ("the intra-chunk matrix [B, T, H, chunk]", row_heads.saturating_mul(blueprint.chunk), 4),
     ];
     if grads {
@@ -49,8 +53,22 @@ pub(crate) fn scratch(
 pub struct StageSpec {
     /// Heads, widths and gate kind.
     pub dims: Dims,
-    /// Tile sizes.
-    pub blueprint: SplitBlueprint,
+    /// Rows of a chunk, and key channels of a state tile.
+    pub chunk: usize,
+    /// Columns of an output tile.
+    pub cols: usize,
     /// Which end of a pair the stage works for.
     pub role: Role,
+}
+
+impl StageSpec {
+    /// Sub-chunks of a chunk.
+    pub const fn blocks(&self) -> usize {
+        self.chunk / SUB
+    }
+
+    /// Units of a cube, all stages but `scores`.
+    pub const fn units(&self) -> usize {
+        self.blocks() * self.cols
+    }
 }

@@ -35,13 +35,12 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
     #[define(E, G, O)] _dtypes: [ElemType; 3],
 ) {
     let dims = comptime!(spec.dims);
-    let blueprint = comptime!(spec.blueprint);
     let key_dim = comptime!(dims.key_dim);
     let value_dim = comptime!(dims.value_dim);
-    let chunk_len = comptime!(blueprint.chunk);
-    let blocks = comptime!(blueprint.blocks());
-    let cols = comptime!(blueprint.cols);
-    let units = comptime!(blueprint.units());
+    let chunk_len = comptime!(spec.chunk);
+    let blocks = comptime!(spec.blocks());
+    let cols = comptime!(spec.cols);
+    let units = comptime!(spec.units());
     let is_key = comptime!(spec.role == Role::Key);
     let gated = comptime!(dims.gate.is_some());
     let x_heads = comptime!(if is_key { dims.kv_heads } else { dims.heads });

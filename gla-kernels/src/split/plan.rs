@@ -15,7 +15,7 @@ pub(crate) fn forward(launcher: &Launcher<SplitBlueprint>, args: &ForwardArgs) {
     let states = launcher.scratch(launcher.states_len());
     let a = launcher.scratch(launcher.row_heads() * launcher.blueprint.chunk);
     let start = args.initial_state.as_ref();
-    launcher.state(Role::Key, [&args.k, &args.v], start, &states, &args.final_state);
+    launcher.states(Role::Key, [&args.k, &args.v], start, &states, &args.final_state);
     launcher.scores(&args.q, &args.k, dims.key_dim, dims.gate.is_some(), &a);
     launcher.output(Role::Query, [&args.q, &args.v], [&states, &a], (&args.o, problem.dtype));
 }
@@ -37,8 +37,8 @@ pub(crate) fn backward(launcher: &Launcher<SplitBlueprint>, args: &BackwardArgs)
     let states = launcher.scratch(launcher.states_len());
     let d_states = launcher.scratch(launcher.states_len());
     let end = launcher.scratch(problem.state_len());
-    launcher.state(Role::Key, [k, v], args.initial_state.as_ref(), &states, &end);
-    launcher.state(Role::Query, [q, d_o], args.d_final.as_ref(), &d_states, &args.dh0);
+    launcher.states(Role::Key, [k, v], args.initial_state.as_ref(), &states, &end);
+    launcher.states(Role::Query, [q, d_o], args.d_final.as_ref(), &d_states, &args.dh0);
 
     let group = dims.heads / dims.kv_heads;
     let pairs = launcher.scratch(launcher.row_heads() * launcher.blueprint.chunk);

@@ -33,8 +33,8 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float>(
     #[define(E, G)] _dtypes: [ElemType; 2],
 ) {
     let dims = comptime!(spec.dims);
-    let chunk_len = comptime!(spec.blueprint.chunk);
-    let blocks = comptime!(spec.blueprint.blocks());
+    let chunk_len = comptime!(spec.chunk);
+    let blocks = comptime!(spec.blocks());
     let units = comptime!(blocks * chunk_len);
     let from_q = comptime!(Source { dims, own_heads: dims.heads, width, units });
     let from_k = comptime!(Source { dims, own_heads: dims.kv_heads, width, units });

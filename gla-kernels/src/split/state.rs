@@ -5,8 +5,9 @@
 //! `Role::Query` walks them backward from the gradient of the final state,
 //! `D <- diag(exp g) D + scale q do^T`, and stores the gradient at the END of each chunk.
 //!
-//! A cube owns a tile `[chunk channels, cols]` of one head's state for a whole sequence and keeps
-//! it in registers; a unit owns 16 channels of one column. It steps by sub-chunks of 16 rows.
+//! A cube owns a tile `[chunk channels, cols]` of one head's state for a whole line, a sequence or a segment
+//! of one, and keeps it in registers; a unit owns 16 channels of one column. It steps by sub-chunks of 16
+//! rows.
 
 use cubecl::prelude::*;
 
@@ -17,11 +18,20 @@ use crate::components::{
     step_chunk, zero_rows,
 };
 
+/// What a walk stores, beside the state that it ends with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Leaves {
+    /// The states between the chunks, `[chunks, H, K, V]`.
+    States,
+    /// The decay of each line, `[lines, H, K]`; nothing without a gate.
+    Decays,
+}
+
 /// * `x`: `k [rows, Hk, K]` (Key) or `q [rows, H, K]` (Query)
 /// * `y`: `v [rows, Hk, V]` (Key) or `do [rows, H, V]` (Query)
-/// * `start`: `[N, H, K, V]`, read if `has_start`
-/// * `states`: out, `[chunks, H, K, V]`
-/// * `end`: out, `[N, H, K, V]`
+/// * `start`: `[lines, H, K, V]`, read if `has_start`
+/// * `left`: out, see [`Leaves`]
+/// * `end`: out, `[lines, H, K, V]`
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn gla_state_kernel<E: Float, G: Float>(
@@ -29,22 +39,22 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
     y: &[E],
     gate: &[G],
     start: &[f32],
-    states: &mut [f32],
+    left: &mut [f32],
     end: &mut [f32],
     map: ChunkMap,
     tasks: usize,
     scale: f32,
     #[comptime] spec: StageSpec,
+    #[comptime] leaves: Leaves,
     #[comptime] has_start: bool,
     #[define(E, G)] _dtypes: [ElemType; 2],
 ) {
     let dims = comptime!(spec.dims);
-    let blueprint = comptime!(spec.blueprint);
     let key_dim = comptime!(dims.key_dim);
     let value_dim = comptime!(dims.value_dim);
-    let channels = comptime!(blueprint.chunk);
-    let cols = comptime!(blueprint.cols);
-    let units = comptime!(blueprint.units());
+    let channels = comptime!(spec.chunk);
+    let cols = comptime!(spec.cols);
+    let units = comptime!(spec.units());
     let is_key = comptime!(spec.role == Role::Key);
     let gated = comptime!(dims.gate.is_some());
     let own_heads = comptime!(if is_key { dims.kv_heads } else { dims.heads });
@@ -59,7 +69,7 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
     let tile_v = task % tiles_v;
     let tile_k = (task / tiles_v) % tiles_k;
     let head = (task / comptime!(tiles_v * tiles_k)) % dims.heads;
-    let sequence = task / comptime!(tiles_v * tiles_k * dims.heads);
+    let own_line = task / comptime!(tiles_v * tiles_k * dims.heads);
 
     let unit = UNIT_POS as usize;
     let col = unit % cols;
@@ -72,9 +82,17 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
     let mut decays = Shared::<[f32]>::new_slice(comptime!(SUB * channels));
     let mut ys = Shared::<[f32]>::new_slice(comptime!(SUB * cols));
     let mut totals = Shared::<[f32]>::new_slice(channels);
+    let leaves_decays = comptime!(leaves == Leaves::Decays && gated);
+    let mut products =
+        Shared::<[f32]>::new_slice(comptime!(if leaves_decays { channels } else { 1 }));
+    if leaves_decays {
+        for c in range_stepped(unit, channels, units) {
+            products[c] = 1.0;
+        }
+    }
 
     let mut acc = zero_rows();
-    let state_at = ((sequence * dims.heads + head) * key_dim + i0) * value_dim + j;
+    let state_at = ((own_line * dims.heads + head) * key_dim + i0) * value_dim + j;
     if has_start {
         #[unroll]
         for r in 0..SUB {
@@ -83,15 +101,17 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
         }
     }
 
-    let line = map.line(sequence);
+    let line = map.line(own_line);
     for step in 0..line.count {
         let chunk = step_chunk(line.first, line.count, step, comptime!(!is_key));
         let rows = line.rows_of(chunk);
-        let out_at = ((chunk * dims.heads + head) * key_dim + i0) * value_dim + j;
-        #[unroll]
-        for r in 0..SUB {
-            if i0 + r < key_dim && j < value_dim {
-                states[out_at + r * value_dim] = acc[r];
+        if comptime!(leaves == Leaves::States) {
+            let out_at = ((chunk * dims.heads + head) * key_dim + i0) * value_dim + j;
+            #[unroll]
+            for r in 0..SUB {
+                if i0 + r < key_dim && j < value_dim {
+                    left[out_at + r * value_dim] = acc[r];
+                }
             }
         }
 
@@ -135,6 +155,10 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
                         }
                     }
                     totals[c] = w;
+                    if leaves_decays {
+                        // of the same unit throughout
+                        products[c] *= w;
+                    }
                 }
                 sync_cube();
                 #[unroll]
@@ -157,6 +181,13 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
     for r in 0..SUB {
         if i0 + r < key_dim && j < value_dim {
             end[state_at + r * value_dim] = acc[r];
+        }
+    }
+    if leaves_decays {
+        for c in range_stepped(unit, channels, units) {
+            if tile_v == 0 && channel0 + c < key_dim {
+                left[(own_line * dims.heads + head) * key_dim + channel0 + c] = products[c];
+            }
         }
     }
 }

@@ -7,17 +7,33 @@
 
 use cubecl::prelude::*;
 
-use super::walk_spec::{Decay, TOTAL};
 use crate::components::{ChunkMap, step_chunk};
-use crate::{Dims, SCAN_MAX_SEGMENTS};
+use crate::{Dims, MAX_SEGMENTS};
 
 /// Units of a cube.
 pub const UNITS: usize = 64;
 
+/// Where the decay of a key channel over a segment lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SegmentDecay {
+    /// Nowhere: it is 1.
+    None,
+    /// It is the product of those of the chunks, `[chunks, H, stride]`: of all channels at `of_all`, or of each
+    /// at its own place.
+    Chunks {
+        /// Length of a line.
+        stride: usize,
+        /// Where a line has that of all channels.
+        of_all: Option<usize>,
+    },
+    /// `[segments, H, K]`
+    Segments,
+}
+
 /// * `start`, `end`: `[N, H, K, V]`, the states before and after the sequence; `start` is read if
 ///   `has_start`, `end` written if `writes_end`
 /// * `added`: `[segments, H, K, V]`; `starts`: out, the same shape
-/// * `decays`: `[chunks, H, stride]`, see [`Decay`]
+/// * `decays`: see [`SegmentDecay`]
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn gla_combine_kernel(
@@ -29,12 +45,11 @@ pub(crate) fn gla_combine_kernel(
     map: ChunkMap,
     tasks: usize,
     #[comptime] dims: Dims,
-    #[comptime] stride: usize,
+    #[comptime] decay: SegmentDecay,
     #[comptime] reversed: bool,
     #[comptime] has_start: bool,
     #[comptime] writes_end: bool,
 ) {
-    let decay = comptime!(Decay::of(dims.gate));
     let task = CUBE_POS;
     if task >= tasks {
         terminate!();
@@ -45,14 +60,24 @@ pub(crate) fn gla_combine_kernel(
     let (first, count) = map.lines_of(sequence);
     let unit = UNIT_POS as usize;
 
-    let mut totals = Shared::<[f32]>::new_slice(SCAN_MAX_SEGMENTS);
+    let mut totals = Shared::<[f32]>::new_slice(MAX_SEGMENTS);
     for segment in range_stepped(unit, count, UNITS) {
-        let line = map.line(first + segment);
         let mut w = f32::new(1.0);
-        if comptime!(decay != Decay::None) {
-            let own = if comptime!(decay == Decay::Rows) { TOTAL.runtime() } else { i };
-            for chunk in line.first..line.first + line.count {
-                w *= decays[(chunk * dims.heads + head) * stride + own];
+        match comptime!(decay) {
+            SegmentDecay::None => {}
+            SegmentDecay::Chunks { stride, of_all } => {
+                let line = map.line(first + segment);
+                let own = if comptime!(of_all.is_some()) {
+                    comptime!(of_all.unwrap_or(0)).runtime()
+                } else {
+                    i
+                };
+                for chunk in line.first..line.first + line.count {
+                    w *= decays[(chunk * dims.heads + head) * stride + own];
+                }
+            }
+            SegmentDecay::Segments => {
+                w = decays[((first + segment) * dims.heads + head) * dims.key_dim + i];
             }
         }
         totals[segment] = w;
