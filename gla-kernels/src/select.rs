@@ -8,7 +8,7 @@ use crate::{
 /// Cubes a multiprocessor that the split plan's states should be walked by.
 const SPLIT_CUBES: usize = 4;
 
-/// Fewer segments would not repay the first walk, which takes as long as the second.
+/// Fewer segments would hardly repay the first walk, which takes as long as the second: two would not at all.
 const SPLIT_LEAST_SEGMENTS: usize = 4;
 
 /// Chooses the blueprint: the scan plan where the device multiplies the type on tensor cores, else

@@ -5,11 +5,10 @@ use super::rows::is_tracked;
 
 /// `x * silu(gate)`, computed in f32 and rounded to `dtype` once.
 ///
-/// Autodiff would keep four tensors of that shape in f32. Here it keeps the two slopes, in `dtype`, which
-/// carry the gradients; those are of that type anyway, unless their tensor is not.
+/// Autodiff would keep four tensors of that shape in f32. Here it keeps the two slopes, which carry the
+/// gradients, in `dtype`: those are rounded to it anyway.
 pub(super) fn swish_gate<const D: usize>(x: Tensor<D>, gate: Tensor<D>, dtype: DType) -> Tensor<D> {
-    let constant = |tensor: &Tensor<D>| tensor.clone().detach().cast(DType::F32);
-    let (x_value, gate_value) = (constant(&x), constant(&gate));
+    let (x_value, gate_value) = (constant(&x).cast(DType::F32), constant(&gate).cast(DType::F32));
     let opening = sigmoid(gate_value.clone());
     let swish = gate_value.clone() * opening.clone();
     let mut product = (x_value.clone() * swish.clone()).cast(dtype);
@@ -26,8 +25,18 @@ pub(super) fn swish_gate<const D: usize>(x: Tensor<D>, gate: Tensor<D>, dtype: D
 
 /// Zero, with the gradient `slope` for `x`.
 fn carry<const D: usize>(x: Tensor<D>, slope: Tensor<D>, dtype: DType) -> Tensor<D> {
-    let constant = x.clone().detach();
-    (x - constant).cast(dtype) * slope.cast(dtype)
+    // f16 has not the range for a gradient that f32 is to have
+    let kept = match (x.dtype(), dtype) {
+        (DType::F32, DType::F16) => DType::F32,
+        _ => dtype,
+    };
+    let zero = x.clone() - constant(&x);
+    (zero.cast(kept) * slope.cast(kept)).cast(dtype)
+}
+
+/// `x` without its history; a leaf's copy would be a leaf else, and what it enters be kept.
+fn constant<const D: usize>(x: &Tensor<D>) -> Tensor<D> {
+    x.clone().detach().set_require_grad(false)
 }
 
 #[cfg(all(test, feature = "flex", feature = "autodiff"))]
@@ -37,38 +46,37 @@ mod tests {
 
     use super::*;
 
-    /// Value and gradients of a product of `x` and `gate`, in f32.
+    /// Value and gradients of a product of `x` and `gate`, which are no leaves, in f32.
     fn both(
         product: impl Fn(Tensor<2>, Tensor<2>) -> Tensor<2>,
         [x, gate]: [Tensor<2>; 2],
     ) -> [TensorData; 3] {
         let [x, gate] = [x.require_grad(), gate.require_grad()];
-        let y = product(x.clone(), gate.clone());
+        let y = product(-x.clone(), -gate.clone());
         let weights = x.clone().detach().cast(DType::F32).cos().cast(y.dtype());
         let grads = (y.clone() * weights).sum().backward();
         [y, x.grad(&grads).unwrap(), gate.grad(&grads).unwrap()]
             .map(|t| t.cast(DType::F32).into_data())
     }
 
-    fn compare(dtype: DType, tolerance: f32) {
-        let device = Device::flex().autodiff();
+    fn compare(device: &Device, [x_dtype, dtype]: [DType; 2], tolerance: f32) {
         let random = |spread| {
-            let x = Tensor::<2>::random([9, 7], Distribution::Normal(0.0, spread), &device);
+            let x = Tensor::<2>::random([9, 7], Distribution::Normal(0.0, spread), device);
             x.cast(dtype).cast(DType::F32)
         };
         // saturated gates, both ways, and zero
         let mut edges = [0.0f32; 63];
         edges[..6].copy_from_slice(&[-100.0, -20.0, -1.2785, 20.0, 100.0, 1e-6]);
-        let edges = Tensor::<1>::from_floats(edges, &device).reshape([9, 7]).cast(dtype);
+        let edges = Tensor::<1>::from_floats(edges, device).reshape([9, 7]).cast(dtype);
         for gate in [random(3.0), edges.cast(DType::F32)] {
             let x = random(1.0);
             let plain = both(|x, gate| x * silu(gate), [x.clone(), gate.clone()]);
             let ours =
-                both(|x, gate| swish_gate(x, gate, dtype), [x.cast(dtype), gate.cast(dtype)]);
+                both(|x, gate| swish_gate(x, gate, dtype), [x.cast(x_dtype), gate.cast(dtype)]);
             for (name, (plain, ours)) in
                 ["value", "dx", "dgate"].iter().zip(plain.into_iter().zip(ours))
             {
-                println!("{dtype:?} {name}");
+                println!("{x_dtype:?} {dtype:?} {name}");
                 ours.assert_approx_eq::<f32>(&plain, Tolerance::rel_abs(tolerance, tolerance));
             }
         }
@@ -76,9 +84,29 @@ mod tests {
 
     #[test]
     fn value_and_gradients_are_those_of_the_plain_product() {
-        compare(DType::F32, 1e-5);
-        compare(DType::BF16, 2e-2);
-        compare(DType::F16, 3e-3);
+        let device = Device::flex().autodiff();
+        for device in [device.clone(), device.gradient_checkpointing()] {
+            for x_dtype in [None, Some(DType::F32)] {
+                for (dtype, tolerance) in
+                    [(DType::F32, 1e-5), (DType::BF16, 2e-2), (DType::F16, 3e-3)]
+                {
+                    compare(&device, [x_dtype.unwrap_or(dtype), dtype], tolerance);
+                }
+            }
+        }
+    }
+
+    /// Where f16 would have none left.
+    #[test]
+    fn a_small_gradient_of_f32_is_kept() {
+        let device = Device::flex().autodiff();
+        let x = Tensor::<2>::ones([1, 4], &device).require_grad();
+        let gate = Tensor::<2>::full([1, 4], 1e-3, &device).cast(DType::F16);
+        let y = swish_gate(x.clone(), gate, DType::F16);
+        let grads = (y * 1e-5).sum().backward();
+        let expected = Tensor::<2>::full([1, 4], 5e-9, &device).into_data();
+        let got = x.grad(&grads).unwrap().into_data();
+        got.assert_approx_eq::<f32>(&expected, Tolerance::rel_abs(2e-2, 0.0));
     }
 
     #[test]

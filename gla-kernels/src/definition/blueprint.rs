@@ -201,8 +201,8 @@ pub struct DeviceLimits {
     pub bindings: usize,
     /// Cubes along the first two axes of a launch.
     pub cubes: (u32, u32),
-    /// Multiprocessors; where the device does not tell (wgpu), those of a large one: too many cubes cost less
-    /// than too few.
+    /// Multiprocessors, or cores of a CPU; where the device does not tell (wgpu), those of a large one: too many
+    /// cubes cost less than too few.
     pub processors: usize,
     /// Of f16 and bf16, those that `mma.m16n8k16` multiplies into f32, with matrix loads from shared memory.
     /// Empty where planes are not all of 32 units.
@@ -266,7 +266,10 @@ impl DeviceLimits {
             units: hardware.max_units_per_cube as usize,
             bindings: hardware.max_bindings as usize,
             cubes: (hardware.max_cube_count.0, hardware.max_cube_count.1),
-            processors: hardware.num_streaming_multiprocessors.unwrap_or(128) as usize,
+            processors: hardware
+                .num_streaming_multiprocessors
+                .or(hardware.num_cpu_cores)
+                .unwrap_or(128) as usize,
             mma: tensor_types(client, has_mma),
             // compared with the reference on these alone, on CUDA with compute capability 9.0. (An adapter
             // opened for WGSL in a build that has SPIR-V cannot be told from one opened for SPIR-V; there,

@@ -13,7 +13,7 @@
 //! | [`row_gate`] | chunk and head | other gates: `dg` |
 //! | [`crate::reduce`] | | head groups, parts, fixed gates |
 
-pub mod gate_terms;
+mod gate_terms;
 mod intra;
 pub mod intra_grad;
 mod launch;

@@ -3,7 +3,7 @@
 //!
 //! | stage | `Role::Query` | `Role::Key` |
 //! |---|---|---|
-//! | [`state`] | gradients of the state at chunk ends, `dh0` | states at chunk starts, final state |
+//! | [`state`], of segments with [`combine`](crate::combine) | gradients of the state at chunk ends, `dh0` | states at chunk starts, final state |
 //! | [`scores`] | `A = scale q k^T` with decay, or `dA = scale do v^T` without | |
 //! | [`output`] | `o` from `q`, the states, `A`, `v` | `dv` from `k`, the state gradients, `A^T`, `do` |
 //! | [`project`] | share of `dq` from the state | share of `dk` from the state gradient; starts `dg` |

@@ -7,7 +7,7 @@ use crate::launch::Launcher;
 use crate::reduce::Sum;
 use crate::{BackwardArgs, ForwardArgs, GateKind, SplitBlueprint};
 
-/// 1. `state` (Key): the state at the start of every chunk, and the final state.
+/// 1. `state` (Key): the state at the start of every chunk, and the final state; of segments after `combine`.
 /// 2. `scores`: the intra-chunk matrix `A`. Independent of 1.
 /// 3. `output` (Query): `o` from both.
 pub(crate) fn forward(launcher: &Launcher<SplitBlueprint>, args: &ForwardArgs) {
