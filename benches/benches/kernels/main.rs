@@ -21,8 +21,8 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use gla_benches::{Ceilings, Peers, Row, Shape, Work, write_text};
 use gla_kernels::{
-    Blueprint, Dims, GateKind, Instruction, Plan, Problem, ScanBlueprint, Sequences, Strategy,
-    check_chunked,
+    Blueprint, Dims, GateKind, Instruction, Plan, Problem, ScanBlueprint, Sequences,
+    SplitBlueprint, Strategy, check_chunked,
 };
 use half::{bf16, f16};
 
@@ -52,6 +52,9 @@ struct Args {
     /// The tile instruction of the scan plan, mma or cmma, instead of the one that fits best
     #[arg(long)]
     instruction: Option<String>,
+    /// Chunks of a segment, instead of what fits best
+    #[arg(long)]
+    segment: Option<usize>,
     /// The shapes, gates and steps of the committed results, beside what is given
     #[arg(long)]
     suite: bool,
@@ -117,6 +120,7 @@ struct Run {
     dtype: String,
     plan: Option<String>,
     instruction: Option<String>,
+    segment: Option<usize>,
     /// Left out, and told, where the device has no such plan, instruction or type.
     of_catalogue: bool,
 }
@@ -129,6 +133,7 @@ impl Args {
             dtype: self.dtype.clone(),
             plan: self.plan.clone(),
             instruction: self.instruction.clone(),
+            segment: self.segment,
             of_catalogue: false,
         }
     }
@@ -197,12 +202,16 @@ impl Run {
             Some("cmma") => Some(Instruction::Cmma),
             Some(other) => bail!("--instruction {other}: expected mma or cmma"),
         };
-        let strategy = match (check_chunked(client, problem, strategy, true)?, instruction) {
-            (Blueprint::Scan(scan), Some(instruction)) => {
-                Strategy::Forced(Blueprint::Scan(ScanBlueprint { instruction, ..scan }))
-            }
-            _ => strategy,
-        };
+        let mut blueprint = check_chunked(client, problem, strategy, true)?;
+        if let (Blueprint::Scan(scan), Some(instruction)) = (&mut blueprint, instruction) {
+            scan.instruction = instruction;
+        }
+        if let Some(chunks) = self.segment {
+            let (Blueprint::Scan(ScanBlueprint { segment, .. })
+            | Blueprint::Split(SplitBlueprint { segment, .. })) = &mut blueprint;
+            *segment = chunks;
+        }
+        let strategy = Strategy::Forced(blueprint);
         check_chunked(client, problem, strategy, true)?;
         Ok(strategy)
     }
