@@ -1,4 +1,4 @@
-//! The tile contraction of the split plan, in registers.
+//! The tile contractions of the split plan, in registers.
 
 use cubecl::prelude::*;
 
@@ -37,4 +37,70 @@ pub fn zero_rows() -> Array<f32> {
         acc[r] = 0.0;
     }
     acc
+}
+
+/// Rows and columns that a unit owns of a tile by patches: of 4 x 4 numbers it reads 8 operands, of 16 x 1 it
+/// would read 17.
+pub const PATCH: usize = 4;
+
+/// The patch of a unit: rows `row..row + 4` of a tile, and four columns `step` apart, so that neighbours read
+/// and write neighbours. Its accumulators are `[row, column]`.
+#[derive(CubeType, Clone, Copy)]
+pub struct Patch {
+    /// First row.
+    pub row: usize,
+    /// First column.
+    pub col: usize,
+    /// From column to column.
+    #[cube(comptime)]
+    pub step: usize,
+}
+
+#[cube]
+impl Patch {
+    /// Of a unit, in a tile of so many columns.
+    pub fn of(unit: usize, #[comptime] cols: usize) -> Patch {
+        let step = comptime!(cols / PATCH);
+        Patch { row: unit / step * PATCH, col: unit % step, step }
+    }
+
+    /// A column.
+    pub fn column(&self, c: usize) -> usize {
+        self.col + c * self.step
+    }
+
+    /// The sub-chunk that the rows are of.
+    pub fn block(&self) -> usize {
+        self.row / SUB
+    }
+
+    /// `acc[r, c] += sum_d a[block, d, r] * b[d, c]`.
+    ///
+    /// * `a`: shared memory, `[blocks, depth, 16]`: the 16 rows of a sub-chunk are contiguous.
+    /// * `b`: shared memory, `[depth, b_stride]`.
+    pub fn contract(
+        &self,
+        acc: &mut Array<f32>,
+        a: &[f32],
+        b: &[f32],
+        #[comptime] b_stride: usize,
+        #[comptime] depth: usize,
+    ) {
+        let a_at = self.block() * comptime!(SUB * depth) + self.row % SUB;
+        for d in 0..depth {
+            let mut x = Array::<f32>::new(PATCH);
+            #[unroll]
+            for c in 0..PATCH {
+                x[c] = b[d * b_stride + self.column(c)];
+            }
+            #[unroll]
+            for r in 0..PATCH {
+                let y = a[a_at + d * SUB + r];
+                #[unroll]
+                for c in 0..PATCH {
+                    acc[r * PATCH + c] += y * x[c];
+                }
+            }
+        }
+    }
 }

@@ -5,6 +5,7 @@ use cubecl::ir::features::MatmulFeatures;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
+use crate::components::PATCH;
 use crate::{GlaError, Problem, scan};
 
 /// Rows of a sub-chunk: the unit of secondary chunking. Decay is factored between sub-chunks and
@@ -345,7 +346,7 @@ impl SplitBlueprint {
             ("state", 4 * (2 * SUB * chunk + SUB * cols + 2 * chunk)),
             ("scores", 4 * (3 * SUB * chunk + SUB * blocks)),
             ("output", 4 * (2 * SUB * chunk + SUB * cols + SUB * blocks)),
-            ("project", 4 * (SUB * chunk + SUB * cols + blocks * cols + cols)),
+            ("project", 4 * (SUB * chunk + SUB * cols + chunk / PATCH * cols + cols)),
             ("intra_grad", 4 * (chunk * cols + SUB * chunk + (2 + blocks) * blocks * cols)),
         ]
     }

@@ -11,7 +11,7 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, Role, Source, contract, decay_between, load_chunk, load_chunk_decays, load_pairs,
+    ChunkMap, PATCH, Patch, Role, Source, decay_between, load_chunk, load_chunk_decays, load_pairs,
     load_rows, read_or_zero, scale_to_edge, zero_rows,
 };
 
@@ -59,9 +59,8 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
     let rows = map.rows_of(chunk);
 
     let unit = UNIT_POS as usize;
-    let col = unit % cols;
-    let block = unit / cols;
-    let j = tile_v * cols + col;
+    let patch = Patch::of(unit, cols);
+    let block = patch.block();
 
     let mut xs = Shared::<[f32]>::new_slice(comptime!(SUB * chunk_len));
     let mut decays = Shared::<[f32]>::new_slice(comptime!(SUB * chunk_len));
@@ -98,7 +97,7 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
             }
             sync_cube();
         }
-        contract(&mut acc, &xs, block * comptime!(SUB * SUB), &ys, col, cols, SUB);
+        patch.contract(&mut acc, &xs, &ys, cols, SUB);
         sync_cube();
     }
     if !is_key {
@@ -122,17 +121,21 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
             reaches = other >= block;
         }
         if reaches {
-            contract(&mut acc, &xs, block * comptime!(SUB * SUB), &ys, col, cols, SUB);
+            patch.contract(&mut acc, &xs, &ys, cols, SUB);
         }
         sync_cube();
     }
 
     #[unroll]
-    for r in 0..SUB {
-        let row = block * SUB + r;
-        if row < rows.len && j < value_dim {
-            let at = ((rows.start + row) * dims.heads + head) * value_dim + j;
-            out[at] = O::cast_from(acc[r]);
+    for r in 0..PATCH {
+        let row = patch.row + r;
+        let at = ((rows.start + row) * dims.heads + head) * value_dim;
+        #[unroll]
+        for c in 0..PATCH {
+            let j = tile_v * cols + patch.column(c);
+            if row < rows.len && j < value_dim {
+                out[at + j] = O::cast_from(acc[r * PATCH + c]);
+            }
         }
     }
 }

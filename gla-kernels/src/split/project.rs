@@ -12,8 +12,8 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, Role, Source, contract, decay_between, decay_or_one, load_chunk, read_or_zero,
-    row_of, zero_rows,
+    ChunkMap, PATCH, Patch, Role, Source, decay_between, decay_or_one, load_chunk, read_or_zero,
+    zero_rows,
 };
 
 /// * `y`: `do [rows, H, V]` (Query) or `v [rows, Hk, V]` (Key)
@@ -39,7 +39,7 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
     let key_dim = comptime!(dims.key_dim);
     let value_dim = comptime!(dims.value_dim);
     let chunk_len = comptime!(spec.chunk);
-    let blocks = comptime!(spec.blocks());
+    let groups = comptime!(chunk_len / PATCH);
     let cols = comptime!(spec.cols);
     let units = comptime!(spec.units());
     let is_key = comptime!(spec.role == Role::Key);
@@ -58,13 +58,13 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
     let rows = map.rows_of(chunk);
 
     let unit = UNIT_POS as usize;
-    let col = unit % cols;
-    let block = unit / cols;
-    let i = tile_k * cols + col;
+    let patch = Patch::of(unit, cols);
+    let group = patch.row / PATCH;
+    let i0 = tile_k * cols;
 
     let mut ys = Shared::<[f32]>::new_slice(comptime!(SUB * chunk_len));
     let mut tile = Shared::<[f32]>::new_slice(comptime!(SUB * cols));
-    let mut totals = Shared::<[f32]>::new_slice(comptime!(blocks * cols));
+    let mut totals = Shared::<[f32]>::new_slice(comptime!(groups * cols));
     let mut through = Shared::<[f32]>::new_slice(cols);
 
     let mut acc = zero_rows();
@@ -81,64 +81,76 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
             tile[d * cols + c] = read_or_zero::<f32>(states, offset, valid);
         }
         sync_cube();
-        contract(&mut acc, &ys, block * comptime!(SUB * SUB), &tile, col, cols, SUB);
-        if is_key && gated && block == 0 && i < key_dim {
+        patch.contract(&mut acc, &ys, &tile, cols, SUB);
+        if is_key && gated && unit < cols && i0 + unit < key_dim {
             for d in 0..SUB {
-                let offset = state_at + i * value_dim + j0 + d;
+                let offset = state_at + (i0 + unit) * value_dim + j0 + d;
                 let state = read_or_zero::<f32>(others, offset, j0 + d < value_dim);
-                overlap += state * tile[d * cols + col];
+                overlap += state * tile[d * cols + unit];
             }
         }
         sync_cube();
     }
 
     if gated {
-        // the decay between each of the unit's rows and the edge of its sub-chunk
-        let mut w = f32::new(1.0);
+        // the decay between each of the unit's rows and the edge of the patch, then of the chunk
         #[unroll]
-        for walk in 0..SUB {
-            let r = row_of(walk, is_key);
-            let row = block * SUB + r;
-            let valid = row < rows.len && i < key_dim;
-            let factor = decay_or_one::<G>(gate, rows.start + row, head, i, valid, dims);
+        for c in 0..PATCH {
+            let (col, i) = (patch.column(c), i0 + patch.column(c));
+            let mut w = f32::new(1.0);
+            #[unroll]
+            for walk in 0..PATCH {
+                let r = if is_key { comptime!(PATCH - 1 - walk) } else { walk };
+                let row = patch.row + r;
+                let valid = row < rows.len && i < key_dim;
+                let factor = decay_or_one::<G>(gate, rows.start + row, head, i, valid, dims);
+                if is_key {
+                    acc[r * PATCH + c] *= w;
+                    w *= factor;
+                } else {
+                    w *= factor;
+                    acc[r * PATCH + c] *= w;
+                }
+            }
+            totals[group * cols + col] = w;
+        }
+        sync_cube();
+        #[unroll]
+        for c in 0..PATCH {
+            let col = patch.column(c);
+            let mut outside = decay_between(&totals, 0, group, col, cols);
             if is_key {
-                acc[r] *= w;
-                w *= factor;
-            } else {
-                w *= factor;
-                acc[r] *= w;
+                outside = decay_between(&totals, group + 1, groups, col, cols);
+            }
+            #[unroll]
+            for r in 0..PATCH {
+                acc[r * PATCH + c] *= outside;
             }
         }
-        totals[block * cols + col] = w;
-        sync_cube();
-        let mut outside = decay_between(&totals, 0, block, col, cols);
         if is_key {
-            outside = decay_between(&totals, block + 1, blocks, col, cols);
-        }
-        #[unroll]
-        for r in 0..SUB {
-            acc[r] *= outside;
-        }
-        if is_key {
-            if block == 0 {
-                through[col] = overlap * decay_between(&totals, 0, blocks, col, cols);
+            if unit < cols {
+                through[unit] = overlap * decay_between(&totals, 0, groups, unit, cols);
             }
             sync_cube();
         }
     }
 
     #[unroll]
-    for r in 0..SUB {
-        let row = block * SUB + r;
-        if row < rows.len && i < key_dim {
-            let at = ((rows.start + row) * dims.heads + head) * key_dim + i;
-            if is_key {
-                dx[at] = acc[r];
-                if gated {
-                    dg[at] = through[col];
+    for r in 0..PATCH {
+        let row = patch.row + r;
+        let at = ((rows.start + row) * dims.heads + head) * key_dim + i0;
+        #[unroll]
+        for c in 0..PATCH {
+            let col = patch.column(c);
+            if row < rows.len && i0 + col < key_dim {
+                if is_key {
+                    dx[at + col] = acc[r * PATCH + c];
+                    if gated {
+                        dg[at + col] = through[col];
+                    }
+                } else {
+                    dx[at + col] = acc[r * PATCH + c] * scale;
                 }
-            } else {
-                dx[at] = acc[r] * scale;
             }
         }
     }

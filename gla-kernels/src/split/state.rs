@@ -6,7 +6,7 @@
 //! `D <- diag(exp g) D + scale q do^T`, and stores the gradient at the END of each chunk.
 //!
 //! A cube owns a tile `[chunk channels, cols]` of one head's state for a whole line, a sequence or a segment
-//! of one, and keeps it in registers; a unit owns 16 channels of one column. It steps by sub-chunks of 16
+//! of one, and keeps it in registers; a unit owns a patch of it. It steps by sub-chunks of 16
 //! rows.
 
 use cubecl::prelude::*;
@@ -14,7 +14,7 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, Role, Source, contract, decay_or_one, load_rows, read_or_zero, row_offset,
+    ChunkMap, PATCH, Patch, Role, Source, decay_or_one, load_rows, read_or_zero, row_offset,
     step_chunk, zero_rows,
 };
 
@@ -72,11 +72,10 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
     let own_line = task / comptime!(tiles_v * tiles_k * dims.heads);
 
     let unit = UNIT_POS as usize;
-    let col = unit % cols;
-    let block = unit / cols;
+    let patch = Patch::of(unit, cols);
     let channel0 = tile_k * channels;
-    let i0 = channel0 + block * SUB;
-    let j = tile_v * cols + col;
+    let i0 = channel0 + patch.row;
+    let j0 = tile_v * cols;
 
     let mut xs = Shared::<[f32]>::new_slice(comptime!(SUB * channels));
     let mut decays = Shared::<[f32]>::new_slice(comptime!(SUB * channels));
@@ -92,12 +91,13 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
     }
 
     let mut acc = zero_rows();
-    let state_at = ((own_line * dims.heads + head) * key_dim + i0) * value_dim + j;
+    let state_at = ((own_line * dims.heads + head) * key_dim + i0) * value_dim + j0;
     if has_start {
         #[unroll]
-        for r in 0..SUB {
-            let valid = i0 + r < key_dim && j < value_dim;
-            acc[r] = read_or_zero::<f32>(start, state_at + r * value_dim, valid);
+        for at in 0..SUB {
+            let (r, c) = (at / PATCH, patch.column(at % PATCH));
+            let valid = i0 + r < key_dim && j0 + c < value_dim;
+            acc[at] = read_or_zero::<f32>(start, state_at + r * value_dim + c, valid);
         }
     }
 
@@ -106,11 +106,12 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
         let chunk = step_chunk(line.first, line.count, step, comptime!(!is_key));
         let rows = line.rows_of(chunk);
         if comptime!(leaves == Leaves::States) {
-            let out_at = ((chunk * dims.heads + head) * key_dim + i0) * value_dim + j;
+            let out_at = ((chunk * dims.heads + head) * key_dim + i0) * value_dim + j0;
             #[unroll]
-            for r in 0..SUB {
-                if i0 + r < key_dim && j < value_dim {
-                    left[out_at + r * value_dim] = acc[r];
+            for at in 0..SUB {
+                let (r, c) = (at / PATCH, patch.column(at % PATCH));
+                if i0 + r < key_dim && j0 + c < value_dim {
+                    left[out_at + r * value_dim + c] = acc[at];
                 }
             }
         }
@@ -162,8 +163,12 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
                 }
                 sync_cube();
                 #[unroll]
-                for r in 0..SUB {
-                    acc[r] *= totals[block * SUB + r];
+                for r in 0..PATCH {
+                    let total = totals[patch.row + r];
+                    #[unroll]
+                    for c in 0..PATCH {
+                        acc[r * PATCH + c] *= total;
+                    }
                 }
             }
             if !is_key {
@@ -172,15 +177,16 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
                 }
                 sync_cube();
             }
-            contract(&mut acc, &xs, block * comptime!(SUB * SUB), &ys, col, cols, SUB);
+            patch.contract(&mut acc, &xs, &ys, cols, SUB);
             sync_cube();
         }
     }
 
     #[unroll]
-    for r in 0..SUB {
-        if i0 + r < key_dim && j < value_dim {
-            end[state_at + r * value_dim] = acc[r];
+    for at in 0..SUB {
+        let (r, c) = (at / PATCH, patch.column(at % PATCH));
+        if i0 + r < key_dim && j0 + c < value_dim {
+            end[state_at + r * value_dim + c] = acc[at];
         }
     }
     if leaves_decays {
