@@ -202,7 +202,7 @@ mod tests {
         let small = select(Strategy::Inferred, &problem(10, 8, 8), &limits(1 << 10, 1024));
         assert_eq!(
             small.unwrap_err().to_string(),
-            "state: needs 3200 bytes of shared memory, the device has 1024"
+            "state: needs 3328 bytes of shared memory, the device has 1024"
         );
         let odd = SplitBlueprint { chunk: 64, cols: 0, segment: 1 };
         let odd = select(

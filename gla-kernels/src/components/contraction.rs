@@ -2,11 +2,12 @@
 
 use cubecl::prelude::*;
 
+use super::PITCH;
 use crate::SUB;
 
-/// `acc[r] += sum_d a[a_at + 16 d + r] * b[b_at + b_stride d]` for the 16 rows of the unit's tile.
+/// `acc[r] += sum_d a[a_at + PITCH d + r] * b[b_at + b_stride d]` for the 16 rows of the unit's tile.
 ///
-/// * `a`: shared memory, `[depth, 16]`: the 16 rows of the tile are contiguous.
+/// * `a`: shared memory, `[depth, PITCH]`, of which the 16 rows of the tile are the first.
 /// * `b`: shared memory, `[depth, b_stride]`: the unit reads its own column.
 #[cube]
 #[allow(clippy::too_many_arguments)]
@@ -23,7 +24,7 @@ pub fn contract(
         let x = b[b_at + d * b_stride];
         #[unroll]
         for r in 0..SUB {
-            acc[r] += a[a_at + d * SUB + r] * x;
+            acc[r] += a[a_at + d * PITCH + r] * x;
         }
     }
 }
@@ -76,7 +77,7 @@ impl Patch {
 
     /// `acc[r, c] += sum_d a[block, d, r] * b[d, c]`.
     ///
-    /// * `a`: shared memory, `[blocks, depth, 16]`: the 16 rows of a sub-chunk are contiguous.
+    /// * `a`: shared memory, `[blocks, depth, PITCH]`, of which the 16 rows of a sub-chunk are the first.
     /// * `b`: shared memory, `[depth, b_stride]`.
     pub fn contract(
         &self,
@@ -86,7 +87,7 @@ impl Patch {
         #[comptime] b_stride: usize,
         #[comptime] depth: usize,
     ) {
-        let a_at = self.block() * comptime!(SUB * depth) + self.row % SUB;
+        let a_at = self.block() * comptime!(PITCH * depth) + self.row % SUB;
         for d in 0..depth {
             let mut x = Array::<f32>::new(PATCH);
             #[unroll]
@@ -95,7 +96,7 @@ impl Patch {
             }
             #[unroll]
             for r in 0..PATCH {
-                let y = a[a_at + d * SUB + r];
+                let y = a[a_at + d * PITCH + r];
                 #[unroll]
                 for c in 0..PATCH {
                     acc[r * PATCH + c] += y * x[c];

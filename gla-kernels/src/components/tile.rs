@@ -5,6 +5,10 @@ use cubecl::prelude::*;
 use super::{ChunkRows, decay_or_one, row_offset};
 use crate::{Dims, SUB};
 
+/// From one column of 16 rows to the next in shared memory. Units that walk along neighbouring columns, and those
+/// that put down a tile's rows as columns, would all meet in one or two banks if it were 16.
+pub const PITCH: usize = SUB + 1;
+
 /// `x[at]` in f32, or zero. Without a branch: kernels are full of these, and each branch would cost
 /// compile time and divergence.
 #[cube]
@@ -47,7 +51,7 @@ pub fn load_rows<E: Float>(
 }
 
 /// A tile of all rows of a chunk and 16 channels, ready to be the left operand of a contraction:
-/// `out[(block * 16 + c) * 16 + r] = x[start + 16 block + r, head, col0 + c]`.
+/// `out[(block * 16 + c) * PITCH + r] = x[start + 16 block + r, head, col0 + c]`.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub fn load_chunk<E: Float>(
@@ -62,7 +66,7 @@ pub fn load_chunk<E: Float>(
     for at in range_stepped(UNIT_POS as usize, comptime!(chunk * SUB), from.units) {
         let (row, c) = (at / SUB, at % SUB);
         let offset = row_offset(rows.start + row, head, from.dims, from.own_heads, from.width);
-        out[((row / SUB) * SUB + c) * SUB + row % SUB] =
+        out[((row / SUB) * SUB + c) * PITCH + row % SUB] =
             read_or_zero::<E>(x, offset + col0 + c, row < rows.len && col0 + c < from.width);
     }
 }
@@ -83,14 +87,14 @@ pub fn load_chunk_decays<G: Float>(
     for at in range_stepped(UNIT_POS as usize, comptime!(chunk * SUB), from.units) {
         let (row, c) = (at / SUB, at % SUB);
         let valid = row < rows.len && col0 + c < key_dim;
-        out[((row / SUB) * SUB + c) * SUB + row % SUB] =
+        out[((row / SUB) * SUB + c) * PITCH + row % SUB] =
             decay_or_one::<G>(gate, rows.start + row, head, col0 + c, valid, from.dims);
     }
 }
 
 /// A tile of an intra-chunk matrix `m [rows, H, chunk]` for sub-chunk pairs `(block, other)`, all
 /// blocks of the chunk at once, ready to be the left operand:
-/// `out[(block * 16 + d) * 16 + r] = m[16 block + r, 16 other + d]`, or transposed
+/// `out[(block * 16 + d) * PITCH + r] = m[16 block + r, 16 other + d]`, or transposed
 /// `m[16 other + d, 16 block + r]`.
 #[cube]
 #[allow(clippy::too_many_arguments)]
@@ -114,7 +118,7 @@ pub fn load_pairs(
             s = row;
         }
         let offset = ((rows.start + t) * heads + head) * chunk + s;
-        out[((row / SUB) * SUB + d) * SUB + row % SUB] =
+        out[((row / SUB) * SUB + d) * PITCH + row % SUB] =
             read_or_zero::<f32>(m, offset, t < rows.len);
     }
 }
@@ -134,23 +138,72 @@ pub fn scale_to_edge(
     #[comptime] units: usize,
 ) {
     for column in range_stepped(UNIT_POS as usize, columns, units) {
-        let at = column * SUB;
+        totals[column] = scale_column(x, decays, column * PITCH, f32::new(1.0), is_key);
+    }
+}
+
+/// The decay of each column, as [`scale_to_edge`] stores it.
+#[cube]
+pub fn decay_columns(
+    decays: &[f32],
+    totals: &mut [f32],
+    #[comptime] columns: usize,
+    #[comptime] units: usize,
+) {
+    for column in range_stepped(UNIT_POS as usize, columns, units) {
         let mut w = f32::new(1.0);
-        if is_key {
-            for step in 0..SUB {
-                let row = at + (SUB - 1 - step);
-                x[row] *= w;
-                w *= decays[row];
-            }
-        } else {
-            for step in 0..SUB {
-                let row = at + step;
-                w *= decays[row];
-                x[row] *= w;
-            }
+        for row in 0..SUB {
+            w *= decays[column * PITCH + row];
         }
         totals[column] = w;
     }
+}
+
+/// As [`scale_to_edge`], to the edge of the chunk.
+#[cube]
+pub fn scale_to_chunk_edge(
+    x: &mut [f32],
+    decays: &[f32],
+    totals: &[f32],
+    #[comptime] is_key: bool,
+    #[comptime] columns: usize,
+    #[comptime] units: usize,
+) {
+    for column in range_stepped(UNIT_POS as usize, columns, units) {
+        let (block, c) = (column / SUB, column % SUB);
+        let mut w = decay_between(totals, 0, block, c, SUB);
+        if is_key {
+            w = decay_between(totals, block + 1, comptime!(columns / SUB), c, SUB);
+        }
+        scale_column(x, decays, column * PITCH, w, is_key);
+    }
+}
+
+/// Multiplies a column of 16 rows by the decay to an edge that is the factor `from` away from the edge of its
+/// sub-chunk, and returns that times the decay of the sub-chunk.
+#[cube]
+fn scale_column(
+    x: &mut [f32],
+    decays: &[f32],
+    at: usize,
+    from: f32,
+    #[comptime] is_key: bool,
+) -> f32 {
+    let mut w = from;
+    if is_key {
+        for step in 0..SUB {
+            let row = at + (SUB - 1 - step);
+            x[row] *= w;
+            w *= decays[row];
+        }
+    } else {
+        for step in 0..SUB {
+            let row = at + step;
+            w *= decays[row];
+            x[row] *= w;
+        }
+    }
+    w
 }
 
 /// Product of the totals of the sub-chunks `from..to` for channel `c` (`totals[block * width + c]`).

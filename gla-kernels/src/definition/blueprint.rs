@@ -5,7 +5,7 @@ use cubecl::ir::features::MatmulFeatures;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
-use crate::components::PATCH;
+use crate::components::{PATCH, PITCH};
 use crate::{GlaError, Problem, scan};
 
 /// Rows of a sub-chunk: the unit of secondary chunking. Decay is factored between sub-chunks and
@@ -343,11 +343,11 @@ impl SplitBlueprint {
     pub const fn shared_memory(&self) -> [(&'static str, usize); 5] {
         let (chunk, cols, blocks) = (self.chunk, self.cols, self.blocks());
         [
-            ("state", 4 * (2 * SUB * chunk + SUB * cols + 2 * chunk)),
-            ("scores", 4 * (3 * SUB * chunk + SUB * blocks)),
-            ("output", 4 * (2 * SUB * chunk + SUB * cols + SUB * blocks)),
-            ("project", 4 * (SUB * chunk + SUB * cols + chunk / PATCH * cols + cols)),
-            ("intra_grad", 4 * (chunk * cols + SUB * chunk + (2 + blocks) * blocks * cols)),
+            ("state", 4 * (2 * PITCH * chunk + SUB * cols + 2 * chunk)),
+            ("scores", 4 * (3 * PITCH * chunk + SUB * blocks)),
+            ("output", 4 * (2 * PITCH * chunk + SUB * cols + SUB * blocks)),
+            ("project", 4 * (PITCH * chunk + SUB * (cols + 1) + chunk / PATCH * cols + cols)),
+            ("intra_grad", 4 * (chunk * cols + PITCH * chunk + (2 + blocks) * blocks * cols)),
         ]
     }
 

@@ -27,7 +27,7 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, Role, contract, decay_between, decay_or_one, load_pairs, read_or_zero, row_of,
+    ChunkMap, PITCH, Role, contract, decay_between, decay_or_one, load_pairs, read_or_zero, row_of,
     row_offset, zero_rows,
 };
 
@@ -76,7 +76,7 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
 
     // partner[row, col]: the other end of the pairs, scaled to the edge of its sub-chunk
     let mut partner = Shared::<[f32]>::new_slice(comptime!(chunk_len * cols));
-    let mut pairs = Shared::<[f32]>::new_slice(comptime!(SUB * chunk_len));
+    let mut pairs = Shared::<[f32]>::new_slice(comptime!(PITCH * chunk_len));
     let mut totals = Shared::<[f32]>::new_slice(comptime!(blocks * cols));
     let mut sums = Shared::<[f32]>::new_slice(comptime!(blocks * cols));
     let mut cuts = Shared::<[f32]>::new_slice(comptime!(blocks * blocks * cols));
@@ -136,7 +136,7 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
         }
         load_pairs(da, &mut pairs, &rows, head, other, is_key, chunk_len, dims.heads, units);
         sync_cube();
-        let own_pairs = block * comptime!(SUB * SUB);
+        let own_pairs = block * comptime!(SUB * PITCH);
         let mut reaches = other < block;
         if is_key {
             reaches = other > block;
@@ -230,7 +230,7 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
     }
 }
 
-/// `near[s] = sum_{t >= s} dA[t, s] q_t w[t, s]` inside one sub-chunk; `pairs[t * 16 + s]`.
+/// `near[s] = sum_{t >= s} dA[t, s] q_t w[t, s]` inside one sub-chunk; `pairs[t * PITCH + s]`.
 ///
 /// The outer loop is not unrolled and picks registers by select: 16 times less code to compile than
 /// all pairs written out, for twice the multiplications.
@@ -248,7 +248,7 @@ fn pairs_of_keys(
         #[unroll]
         for t in 0..SUB {
             w = select(t == s, f32::new(1.0), w * decays[t]);
-            sum += pairs[at + t * SUB + s] * q[t] * w;
+            sum += pairs[at + t * PITCH + s] * q[t] * w;
         }
         #[unroll]
         for r in 0..SUB {
@@ -258,7 +258,7 @@ fn pairs_of_keys(
 }
 
 /// `near[t] = sum_{s <= t} dA[t, s] k_s w[t, s]` inside one sub-chunk, and the share of these pairs
-/// in the gate's gradient: `straddle[m] = sum_{s < m <= t} P[t, s]`; `pairs[s * 16 + t]`.
+/// in the gate's gradient: `straddle[m] = sum_{s < m <= t} P[t, s]`; `pairs[s * PITCH + t]`.
 #[cube]
 fn pairs_of_queries(
     pairs: &[f32],
@@ -278,7 +278,7 @@ fn pairs_of_queries(
         for walk in 0..SUB {
             let s = SUB - 1 - walk;
             w = select(s == t, f32::new(1.0), w);
-            terms[s] = pairs[at + s * SUB + t] * k[s] * w;
+            terms[s] = pairs[at + s * PITCH + t] * k[s] * w;
             sum += terms[s];
             query = select(s == t, q[s], query);
             w *= decays[s];

@@ -11,8 +11,8 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, PATCH, Patch, Role, Source, decay_between, load_chunk, load_chunk_decays, load_pairs,
-    load_rows, read_or_zero, scale_to_edge, zero_rows,
+    ChunkMap, PATCH, PITCH, Patch, Role, Source, decay_columns, load_chunk, load_chunk_decays,
+    load_pairs, load_rows, read_or_zero, scale_to_chunk_edge, zero_rows,
 };
 
 /// * `x`: `q [rows, H, K]` (Query) or `k [rows, Hk, K]` (Key)
@@ -62,8 +62,8 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
     let patch = Patch::of(unit, cols);
     let block = patch.block();
 
-    let mut xs = Shared::<[f32]>::new_slice(comptime!(SUB * chunk_len));
-    let mut decays = Shared::<[f32]>::new_slice(comptime!(SUB * chunk_len));
+    let mut xs = Shared::<[f32]>::new_slice(comptime!(PITCH * chunk_len));
+    let mut decays = Shared::<[f32]>::new_slice(comptime!(PITCH * chunk_len));
     let mut ys = Shared::<[f32]>::new_slice(comptime!(SUB * cols));
     let mut totals = Shared::<[f32]>::new_slice(comptime!(SUB * blocks));
 
@@ -82,19 +82,10 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
         }
         sync_cube();
         if gated {
-            scale_to_edge(&mut xs, &decays, &mut totals, is_key, comptime!(SUB * blocks), units);
+            let columns = comptime!(SUB * blocks);
+            decay_columns(&decays, &mut totals, columns, units);
             sync_cube();
-            // from the edge of the sub-chunk on to the edge of the chunk
-            for column in range_stepped(unit, comptime!(SUB * blocks), units) {
-                let (b, c) = (column / SUB, column % SUB);
-                let mut w = decay_between(&totals, 0, b, c, SUB);
-                if is_key {
-                    w = decay_between(&totals, b + 1, blocks, c, SUB);
-                }
-                for r in 0..SUB {
-                    xs[column * SUB + r] *= w;
-                }
-            }
+            scale_to_chunk_edge(&mut xs, &decays, &totals, is_key, columns, units);
             sync_cube();
         }
         patch.contract(&mut acc, &xs, &ys, cols, SUB);

@@ -12,8 +12,8 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, PATCH, Patch, Role, Source, decay_between, decay_or_one, load_chunk, read_or_zero,
-    zero_rows,
+    ChunkMap, PATCH, PITCH, Patch, Role, Source, decay_between, decay_or_one, load_chunk,
+    read_or_zero, zero_rows,
 };
 
 /// * `y`: `do [rows, H, V]` (Query) or `v [rows, Hk, V]` (Key)
@@ -62,8 +62,10 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
     let group = patch.row / PATCH;
     let i0 = tile_k * cols;
 
-    let mut ys = Shared::<[f32]>::new_slice(comptime!(SUB * chunk_len));
-    let mut tile = Shared::<[f32]>::new_slice(comptime!(SUB * cols));
+    let mut ys = Shared::<[f32]>::new_slice(comptime!(PITCH * chunk_len));
+    // one more, for the tile is put down by columns
+    let width = comptime!(cols + 1);
+    let mut tile = Shared::<[f32]>::new_slice(comptime!(SUB * width));
     let mut totals = Shared::<[f32]>::new_slice(comptime!(groups * cols));
     let mut through = Shared::<[f32]>::new_slice(cols);
 
@@ -78,15 +80,15 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
             let (c, d) = (at / SUB, at % SUB);
             let valid = tile_k * cols + c < key_dim && j0 + d < value_dim;
             let offset = state_at + (tile_k * cols + c) * value_dim + j0 + d;
-            tile[d * cols + c] = read_or_zero::<f32>(states, offset, valid);
+            tile[d * width + c] = read_or_zero::<f32>(states, offset, valid);
         }
         sync_cube();
-        patch.contract(&mut acc, &ys, &tile, cols, SUB);
+        patch.contract(&mut acc, &ys, &tile, width, SUB);
         if is_key && gated && unit < cols && i0 + unit < key_dim {
             for d in 0..SUB {
                 let offset = state_at + (i0 + unit) * value_dim + j0 + d;
                 let state = read_or_zero::<f32>(others, offset, j0 + d < value_dim);
-                overlap += state * tile[d * cols + unit];
+                overlap += state * tile[d * width + unit];
             }
         }
         sync_cube();

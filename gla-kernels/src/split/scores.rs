@@ -12,7 +12,7 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, Source, decay_between, load_chunk, load_chunk_decays, scale_to_edge, zero_rows,
+    ChunkMap, PITCH, Source, decay_between, load_chunk, load_chunk_decays, scale_to_edge, zero_rows,
 };
 
 /// * `q`: `[rows, H, width]`, `k`: `[rows, Hk, width]`
@@ -51,9 +51,9 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float>(
     let block_s = s / SUB;
     let block_t = unit / chunk_len;
 
-    let mut qs = Shared::<[f32]>::new_slice(comptime!(SUB * chunk_len));
-    let mut ks = Shared::<[f32]>::new_slice(comptime!(SUB * chunk_len));
-    let mut decays = Shared::<[f32]>::new_slice(comptime!(SUB * chunk_len));
+    let mut qs = Shared::<[f32]>::new_slice(comptime!(PITCH * chunk_len));
+    let mut ks = Shared::<[f32]>::new_slice(comptime!(PITCH * chunk_len));
+    let mut decays = Shared::<[f32]>::new_slice(comptime!(PITCH * chunk_len));
     let mut totals = Shared::<[f32]>::new_slice(comptime!(SUB * blocks));
 
     let mut acc = zero_rows();
@@ -68,7 +68,7 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float>(
         if gated {
             if block_t == block_s {
                 for i in 0..SUB {
-                    let at = (block_t * SUB + i) * SUB;
+                    let at = (block_t * SUB + i) * PITCH;
                     let key = ks[at + s % SUB];
                     let mut w = f32::new(0.0);
                     #[unroll]
@@ -86,11 +86,11 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float>(
 
         if block_s < block_t || (!gated && block_s == block_t) {
             for i in 0..SUB {
-                let mut key = ks[(block_s * SUB + i) * SUB + s % SUB];
+                let mut key = ks[(block_s * SUB + i) * PITCH + s % SUB];
                 if gated {
                     key *= decay_between(&totals, block_s + 1, block_t, i, SUB);
                 }
-                let at = (block_t * SUB + i) * SUB;
+                let at = (block_t * SUB + i) * PITCH;
                 #[unroll]
                 for r in 0..SUB {
                     acc[r] += qs[at + r] * key;

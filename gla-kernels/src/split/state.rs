@@ -14,7 +14,7 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, PATCH, Patch, Role, Source, decay_or_one, load_rows, read_or_zero, row_offset,
+    ChunkMap, PATCH, PITCH, Patch, Role, Source, decay_or_one, load_rows, read_or_zero, row_offset,
     step_chunk, zero_rows,
 };
 
@@ -77,8 +77,8 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
     let i0 = channel0 + patch.row;
     let j0 = tile_v * cols;
 
-    let mut xs = Shared::<[f32]>::new_slice(comptime!(SUB * channels));
-    let mut decays = Shared::<[f32]>::new_slice(comptime!(SUB * channels));
+    let mut xs = Shared::<[f32]>::new_slice(comptime!(PITCH * channels));
+    let mut decays = Shared::<[f32]>::new_slice(comptime!(PITCH * channels));
     let mut ys = Shared::<[f32]>::new_slice(comptime!(SUB * cols));
     let mut totals = Shared::<[f32]>::new_slice(channels);
     let leaves_decays = comptime!(leaves == Leaves::Decays && gated);
@@ -130,7 +130,7 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
                 let (row, c) = (at / channels, at % channels);
                 let i = channel0 + c;
                 let valid = row < len && i < key_dim;
-                let to = ((c / SUB) * SUB + row) * SUB + c % SUB;
+                let to = ((c / SUB) * SUB + row) * PITCH + c % SUB;
                 let offset = row_offset(row0 + row, head, dims, own_heads, key_dim);
                 xs[to] = read_or_zero::<E>(x, offset + i, valid);
                 if gated {
@@ -142,15 +142,15 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
 
             if gated {
                 for c in range_stepped(unit, channels, units) {
-                    let at = (c / SUB) * comptime!(SUB * SUB) + c % SUB;
+                    let at = (c / SUB) * comptime!(SUB * PITCH) + c % SUB;
                     let mut w = f32::new(1.0);
                     for walk in 0..SUB {
                         if is_key {
-                            let to = at + (SUB - 1 - walk) * SUB;
+                            let to = at + (SUB - 1 - walk) * PITCH;
                             xs[to] *= w;
                             w *= decays[to];
                         } else {
-                            let to = at + walk * SUB;
+                            let to = at + walk * PITCH;
                             w *= decays[to];
                             xs[to] *= w;
                         }
