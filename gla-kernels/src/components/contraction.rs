@@ -40,12 +40,15 @@ pub fn zero_rows() -> Array<f32> {
     acc
 }
 
-/// Rows and columns that a unit owns of a tile by patches: of 4 x 4 numbers it reads 8 operands, of 16 x 1 it
-/// would read 17.
-pub const PATCH: usize = 4;
+/// Rows of the patch that a unit owns of a tile. Of 8 x 4 numbers it reads 12 operands, of 16 x 1 it would
+/// read 17 for half as many.
+pub const PATCH_ROWS: usize = 8;
 
-/// The patch of a unit: rows `row..row + 4` of a tile, and four columns `step` apart, so that neighbours read
-/// and write neighbours. Its accumulators are `[row, column]`.
+/// Columns of the patch.
+pub const PATCH_COLS: usize = 4;
+
+/// The patch of a unit: neighbouring rows of a sub-chunk, and columns `step` apart, so that neighbours read and
+/// write neighbours. Its accumulators are `[row, column]`.
 #[derive(CubeType, Clone, Copy)]
 pub struct Patch {
     /// First row.
@@ -57,12 +60,23 @@ pub struct Patch {
     pub step: usize,
 }
 
+/// Accumulators of a patch, at zero.
+#[cube]
+pub fn zero_patch() -> Array<f32> {
+    let mut acc = Array::<f32>::new(comptime!(PATCH_ROWS * PATCH_COLS));
+    #[unroll]
+    for at in 0..PATCH_ROWS * PATCH_COLS {
+        acc[at] = 0.0;
+    }
+    acc
+}
+
 #[cube]
 impl Patch {
     /// Of a unit, in a tile of so many columns.
     pub fn of(unit: usize, #[comptime] cols: usize) -> Patch {
-        let step = comptime!(cols / PATCH);
-        Patch { row: unit / step * PATCH, col: unit % step, step }
+        let step = comptime!(cols / PATCH_COLS);
+        Patch { row: unit / step * PATCH_ROWS, col: unit % step, step }
     }
 
     /// A column.
@@ -89,17 +103,17 @@ impl Patch {
     ) {
         let a_at = self.block() * comptime!(PITCH * depth) + self.row % SUB;
         for d in 0..depth {
-            let mut x = Array::<f32>::new(PATCH);
+            let mut x = Array::<f32>::new(PATCH_COLS);
             #[unroll]
-            for c in 0..PATCH {
+            for c in 0..PATCH_COLS {
                 x[c] = b[d * b_stride + self.column(c)];
             }
             #[unroll]
-            for r in 0..PATCH {
+            for r in 0..PATCH_ROWS {
                 let y = a[a_at + d * PITCH + r];
                 #[unroll]
-                for c in 0..PATCH {
-                    acc[r * PATCH + c] += y * x[c];
+                for c in 0..PATCH_COLS {
+                    acc[r * PATCH_COLS + c] += y * x[c];
                 }
             }
         }

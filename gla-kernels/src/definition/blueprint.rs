@@ -5,7 +5,7 @@ use cubecl::ir::features::MatmulFeatures;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
-use crate::components::{PATCH, PITCH};
+use crate::components::{PATCH_ROWS, PITCH};
 use crate::{GlaError, Problem, scan};
 
 /// Rows of a sub-chunk: the unit of secondary chunking. Decay is factored between sub-chunks and
@@ -346,7 +346,7 @@ impl SplitBlueprint {
             ("state", 4 * (2 * PITCH * chunk + SUB * cols + 2 * chunk)),
             ("scores", 4 * (3 * PITCH * chunk + SUB * blocks)),
             ("output", 4 * (2 * PITCH * chunk + SUB * cols + SUB * blocks)),
-            ("project", 4 * (PITCH * chunk + SUB * (cols + 1) + chunk / PATCH * cols + cols)),
+            ("project", 4 * (PITCH * chunk + SUB * (cols + 1) + chunk / PATCH_ROWS * cols + cols)),
             ("intra_grad", 4 * (chunk * cols + PITCH * chunk + (2 + blocks) * blocks * cols)),
         ]
     }

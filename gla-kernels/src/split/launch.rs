@@ -23,8 +23,8 @@ impl Launcher<'_, SplitBlueprint> {
         StageSpec { dims: self.problem.dims, chunk, cols, role }
     }
 
-    fn stage_dim(&self) -> CubeDim {
-        CubeDim::new_1d(self.blueprint.units() as u32)
+    fn patch_dim(&self) -> CubeDim {
+        CubeDim::new_1d(self.spec(Role::Query).patch_units() as u32)
     }
 
     /// The states between chunks, and that at the end of each sequence.
@@ -89,7 +89,7 @@ impl Launcher<'_, SplitBlueprint> {
             super::state::gla_state_kernel::launch_unchecked(
                 self.client,
                 cubes(tasks, &self.limits),
-                self.stage_dim(),
+                self.patch_dim(),
                 // without rows there is nothing to read; an empty buffer could not be bound
                 if rows == 0 { self.nothing() } else { arg(x, rows * own_heads * dims.key_dim) },
                 if rows == 0 { self.nothing() } else { arg(y, rows * own_heads * dims.value_dim) },
@@ -154,7 +154,7 @@ impl Launcher<'_, SplitBlueprint> {
             super::output::gla_output_kernel::launch_unchecked(
                 self.client,
                 cubes(tasks, &self.limits),
-                self.stage_dim(),
+                self.patch_dim(),
                 arg(x, self.row_heads() * dims.key_dim),
                 arg(y, self.row_heads() * dims.value_dim),
                 self.gate(),
@@ -188,7 +188,7 @@ impl Launcher<'_, SplitBlueprint> {
             super::project::gla_project_kernel::launch_unchecked(
                 self.client,
                 cubes(tasks, &self.limits),
-                self.stage_dim(),
+                self.patch_dim(),
                 arg(y, self.row_heads() * dims.value_dim),
                 self.gate(),
                 arg(states, self.states_len()),
@@ -222,7 +222,7 @@ impl Launcher<'_, SplitBlueprint> {
             super::intra_grad::gla_intra_grad_kernel::launch_unchecked(
                 self.client,
                 cubes(tasks, &self.limits),
-                self.stage_dim(),
+                CubeDim::new_1d(self.blueprint.units() as u32),
                 arg(q, self.row_heads() * dims.key_dim),
                 arg(k, self.problem.rows() * dims.kv_heads * dims.key_dim),
                 self.gate(),

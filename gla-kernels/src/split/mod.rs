@@ -19,7 +19,7 @@ pub mod state;
 
 pub(crate) use plan::{backward, forward};
 
-use crate::components::Role;
+use crate::components::{PATCH_COLS, PATCH_ROWS, Role};
 use crate::{Dims, Problem, SUB, SplitBlueprint};
 
 /// The scratch of a forward, and of a backward with `grads`: what, how many elements, of how many bytes.
@@ -67,8 +67,13 @@ impl StageSpec {
         self.chunk / SUB
     }
 
-    /// Units of a cube, all stages but `scores`.
+    /// Units of a cube where each owns 16 rows of a column: `intra_grad`.
     pub const fn units(&self) -> usize {
         self.blocks() * self.cols
+    }
+
+    /// Units of a cube where each owns a patch: `state`, `output`, `project`.
+    pub const fn patch_units(&self) -> usize {
+        self.chunk * self.cols / (PATCH_ROWS * PATCH_COLS)
     }
 }

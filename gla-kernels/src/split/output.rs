@@ -11,8 +11,8 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, PATCH, PITCH, Patch, Role, Source, decay_columns, load_chunk, load_chunk_decays,
-    load_pairs, load_rows, read_or_zero, scale_to_chunk_edge, zero_rows,
+    ChunkMap, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, Source, decay_columns, load_chunk,
+    load_chunk_decays, load_pairs, load_rows, read_or_zero, scale_to_chunk_edge, zero_patch,
 };
 
 /// * `x`: `q [rows, H, K]` (Query) or `k [rows, Hk, K]` (Key)
@@ -40,7 +40,7 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
     let chunk_len = comptime!(spec.chunk);
     let blocks = comptime!(spec.blocks());
     let cols = comptime!(spec.cols);
-    let units = comptime!(spec.units());
+    let units = comptime!(spec.patch_units());
     let is_key = comptime!(spec.role == Role::Key);
     let gated = comptime!(dims.gate.is_some());
     let x_heads = comptime!(if is_key { dims.kv_heads } else { dims.heads });
@@ -67,7 +67,7 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
     let mut ys = Shared::<[f32]>::new_slice(comptime!(SUB * cols));
     let mut totals = Shared::<[f32]>::new_slice(comptime!(SUB * blocks));
 
-    let mut acc = zero_rows();
+    let mut acc = zero_patch();
     let state_at = (chunk * dims.heads + head) * comptime!(key_dim * value_dim);
     for step in 0..comptime!(key_dim.div_ceil(SUB)) {
         let i0 = step * SUB;
@@ -93,8 +93,8 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
     }
     if !is_key {
         #[unroll]
-        for r in 0..SUB {
-            acc[r] *= scale;
+        for at in 0..PATCH_ROWS * PATCH_COLS {
+            acc[at] *= scale;
         }
     }
 
@@ -118,14 +118,14 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
     }
 
     #[unroll]
-    for r in 0..PATCH {
+    for r in 0..PATCH_ROWS {
         let row = patch.row + r;
         let at = ((rows.start + row) * dims.heads + head) * value_dim;
         #[unroll]
-        for c in 0..PATCH {
+        for c in 0..PATCH_COLS {
             let j = tile_v * cols + patch.column(c);
             if row < rows.len && j < value_dim {
-                out[at + j] = O::cast_from(acc[r * PATCH + c]);
+                out[at + j] = O::cast_from(acc[r * PATCH_COLS + c]);
             }
         }
     }

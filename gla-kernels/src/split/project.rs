@@ -12,8 +12,8 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, PATCH, PITCH, Patch, Role, Source, decay_between, decay_or_one, load_chunk,
-    read_or_zero, zero_rows,
+    ChunkMap, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, Source, decay_between, decay_or_one,
+    load_chunk, read_or_zero, zero_patch,
 };
 
 /// * `y`: `do [rows, H, V]` (Query) or `v [rows, Hk, V]` (Key)
@@ -39,9 +39,9 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
     let key_dim = comptime!(dims.key_dim);
     let value_dim = comptime!(dims.value_dim);
     let chunk_len = comptime!(spec.chunk);
-    let groups = comptime!(chunk_len / PATCH);
+    let groups = comptime!(chunk_len / PATCH_ROWS);
     let cols = comptime!(spec.cols);
-    let units = comptime!(spec.units());
+    let units = comptime!(spec.patch_units());
     let is_key = comptime!(spec.role == Role::Key);
     let gated = comptime!(dims.gate.is_some());
     let own_heads = comptime!(if is_key { dims.kv_heads } else { dims.heads });
@@ -59,7 +59,7 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
 
     let unit = UNIT_POS as usize;
     let patch = Patch::of(unit, cols);
-    let group = patch.row / PATCH;
+    let group = patch.row / PATCH_ROWS;
     let i0 = tile_k * cols;
 
     let mut ys = Shared::<[f32]>::new_slice(comptime!(PITCH * chunk_len));
@@ -69,8 +69,13 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
     let mut totals = Shared::<[f32]>::new_slice(comptime!(groups * cols));
     let mut through = Shared::<[f32]>::new_slice(cols);
 
-    let mut acc = zero_rows();
-    let mut overlap = f32::new(0.0);
+    let mut acc = zero_patch();
+    let overlaps = comptime!(is_key && gated);
+    if overlaps {
+        for col in range_stepped(unit, cols, units) {
+            through[col] = 0.0;
+        }
+    }
     let state_at = (chunk * dims.heads + head) * comptime!(key_dim * value_dim);
     for step in 0..comptime!(value_dim.div_ceil(SUB)) {
         let j0 = step * SUB;
@@ -84,11 +89,16 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
         }
         sync_cube();
         patch.contract(&mut acc, &ys, &tile, width, SUB);
-        if is_key && gated && unit < cols && i0 + unit < key_dim {
-            for d in 0..SUB {
-                let offset = state_at + (i0 + unit) * value_dim + j0 + d;
-                let state = read_or_zero::<f32>(others, offset, j0 + d < value_dim);
-                overlap += state * tile[d * width + unit];
+        if overlaps {
+            // of the same unit throughout
+            for col in range_stepped(unit, cols, units) {
+                let mut overlap = f32::new(0.0);
+                for d in 0..SUB {
+                    let offset = state_at + (i0 + col) * value_dim + j0 + d;
+                    let valid = i0 + col < key_dim && j0 + d < value_dim;
+                    overlap += read_or_zero::<f32>(others, offset, valid) * tile[d * width + col];
+                }
+                through[col] += overlap;
             }
         }
         sync_cube();
@@ -97,61 +107,61 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
     if gated {
         // the decay between each of the unit's rows and the edge of the patch, then of the chunk
         #[unroll]
-        for c in 0..PATCH {
+        for c in 0..PATCH_COLS {
             let (col, i) = (patch.column(c), i0 + patch.column(c));
             let mut w = f32::new(1.0);
             #[unroll]
-            for walk in 0..PATCH {
-                let r = if is_key { comptime!(PATCH - 1 - walk) } else { walk };
+            for walk in 0..PATCH_ROWS {
+                let r = if is_key { comptime!(PATCH_ROWS - 1 - walk) } else { walk };
                 let row = patch.row + r;
                 let valid = row < rows.len && i < key_dim;
                 let factor = decay_or_one::<G>(gate, rows.start + row, head, i, valid, dims);
                 if is_key {
-                    acc[r * PATCH + c] *= w;
+                    acc[r * PATCH_COLS + c] *= w;
                     w *= factor;
                 } else {
                     w *= factor;
-                    acc[r * PATCH + c] *= w;
+                    acc[r * PATCH_COLS + c] *= w;
                 }
             }
             totals[group * cols + col] = w;
         }
         sync_cube();
         #[unroll]
-        for c in 0..PATCH {
+        for c in 0..PATCH_COLS {
             let col = patch.column(c);
             let mut outside = decay_between(&totals, 0, group, col, cols);
             if is_key {
                 outside = decay_between(&totals, group + 1, groups, col, cols);
             }
             #[unroll]
-            for r in 0..PATCH {
-                acc[r * PATCH + c] *= outside;
+            for r in 0..PATCH_ROWS {
+                acc[r * PATCH_COLS + c] *= outside;
             }
         }
         if is_key {
-            if unit < cols {
-                through[unit] = overlap * decay_between(&totals, 0, groups, unit, cols);
+            for col in range_stepped(unit, cols, units) {
+                through[col] *= decay_between(&totals, 0, groups, col, cols);
             }
             sync_cube();
         }
     }
 
     #[unroll]
-    for r in 0..PATCH {
+    for r in 0..PATCH_ROWS {
         let row = patch.row + r;
         let at = ((rows.start + row) * dims.heads + head) * key_dim + i0;
         #[unroll]
-        for c in 0..PATCH {
+        for c in 0..PATCH_COLS {
             let col = patch.column(c);
             if row < rows.len && i0 + col < key_dim {
                 if is_key {
-                    dx[at + col] = acc[r * PATCH + c];
+                    dx[at + col] = acc[r * PATCH_COLS + c];
                     if gated {
                         dg[at + col] = through[col];
                     }
                 } else {
-                    dx[at + col] = acc[r * PATCH + c] * scale;
+                    dx[at + col] = acc[r * PATCH_COLS + c] * scale;
                 }
             }
         }

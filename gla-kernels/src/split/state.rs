@@ -14,8 +14,8 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, PATCH, PITCH, Patch, Role, Source, decay_or_one, load_rows, read_or_zero, row_offset,
-    step_chunk, zero_rows,
+    ChunkMap, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, Source, decay_or_one, load_rows,
+    read_or_zero, row_offset, step_chunk, zero_patch,
 };
 
 /// What a walk stores, beside the state that it ends with.
@@ -54,7 +54,7 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
     let value_dim = comptime!(dims.value_dim);
     let channels = comptime!(spec.chunk);
     let cols = comptime!(spec.cols);
-    let units = comptime!(spec.units());
+    let units = comptime!(spec.patch_units());
     let is_key = comptime!(spec.role == Role::Key);
     let gated = comptime!(dims.gate.is_some());
     let own_heads = comptime!(if is_key { dims.kv_heads } else { dims.heads });
@@ -90,12 +90,12 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
         }
     }
 
-    let mut acc = zero_rows();
+    let mut acc = zero_patch();
     let state_at = ((own_line * dims.heads + head) * key_dim + i0) * value_dim + j0;
     if has_start {
         #[unroll]
-        for at in 0..SUB {
-            let (r, c) = (at / PATCH, patch.column(at % PATCH));
+        for at in 0..PATCH_ROWS * PATCH_COLS {
+            let (r, c) = (at / PATCH_COLS, patch.column(at % PATCH_COLS));
             let valid = i0 + r < key_dim && j0 + c < value_dim;
             acc[at] = read_or_zero::<f32>(start, state_at + r * value_dim + c, valid);
         }
@@ -108,8 +108,8 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
         if comptime!(leaves == Leaves::States) {
             let out_at = ((chunk * dims.heads + head) * key_dim + i0) * value_dim + j0;
             #[unroll]
-            for at in 0..SUB {
-                let (r, c) = (at / PATCH, patch.column(at % PATCH));
+            for at in 0..PATCH_ROWS * PATCH_COLS {
+                let (r, c) = (at / PATCH_COLS, patch.column(at % PATCH_COLS));
                 if i0 + r < key_dim && j0 + c < value_dim {
                     left[out_at + r * value_dim + c] = acc[at];
                 }
@@ -163,11 +163,11 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
                 }
                 sync_cube();
                 #[unroll]
-                for r in 0..PATCH {
+                for r in 0..PATCH_ROWS {
                     let total = totals[patch.row + r];
                     #[unroll]
-                    for c in 0..PATCH {
-                        acc[r * PATCH + c] *= total;
+                    for c in 0..PATCH_COLS {
+                        acc[r * PATCH_COLS + c] *= total;
                     }
                 }
             }
@@ -183,8 +183,8 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
     }
 
     #[unroll]
-    for at in 0..SUB {
-        let (r, c) = (at / PATCH, patch.column(at % PATCH));
+    for at in 0..PATCH_ROWS * PATCH_COLS {
+        let (r, c) = (at / PATCH_COLS, patch.column(at % PATCH_COLS));
         if i0 + r < key_dim && j0 + c < value_dim {
             end[state_at + r * value_dim + c] = acc[at];
         }
