@@ -25,7 +25,7 @@ pub const MAX_BINDINGS: usize = 8;
 /// How tiles are multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Instruction {
-    /// f32 multiply-adds, 16 accumulators in the registers of each unit. Runs everywhere.
+    /// f32 multiply-adds, accumulators in the registers of each unit. Runs everywhere.
     Registers,
     /// Tensor cores through `mma.m16n8k16`, f32 accumulators in registers: half precision on CUDA.
     Mma,
@@ -179,8 +179,8 @@ impl ScanBlueprint {
 
 /// Choices of the split plan, which multiplies in registers.
 ///
-/// Every kernel runs `chunk / 16 * cols` units a cube (`scores`: `chunk / 16 * chunk`): a unit owns
-/// one column of a 16-row tile.
+/// A unit owns 16 rows of one column, `chunk / 16 * cols` units a cube (`scores`: `chunk / 16 * chunk`), or in
+/// kernels that are products alone a patch of 8 x 4, half as many units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SplitBlueprint {
     /// Rows of a chunk, one of [`CHUNKS`]. Also the key channels of a state tile.
@@ -334,7 +334,7 @@ impl SplitBlueprint {
         self.chunk / SUB
     }
 
-    /// Units of a cube, all kernels but `scores`.
+    /// Units of a cube, the most of all kernels but `scores`.
     pub const fn units(&self) -> usize {
         self.blocks() * self.cols
     }
@@ -371,7 +371,7 @@ impl SplitBlueprint {
             limits.check_shared_memory(kernel, requested)?;
         }
         limits.check_units("scores", self.blocks() * self.chunk)?;
-        limits.check_units("state", self.units())?;
+        limits.check_units("intra_grad", self.units())?;
         limits.check_bindings(MAX_BINDINGS)
     }
 }

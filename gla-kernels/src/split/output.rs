@@ -3,8 +3,8 @@
 //! `Role::Query`: `o_t = scale * (q_t exp(g to t))^T S + sum_{s <= t} A[t, s] v_s`.
 //! `Role::Key`: `dv_s = (k_s exp(g after s))^T D + sum_{t >= s} A[t, s] do_t`.
 //!
-//! A cube owns all rows of one chunk and `cols` value columns of one head; a unit owns 16 rows of
-//! one column. No atomics: each output element has one owner.
+//! A cube owns all rows of one chunk and `cols` value columns of one head; a unit owns a patch of them. No
+//! atomics: each output element has one owner.
 
 use cubecl::prelude::*;
 

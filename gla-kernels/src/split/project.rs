@@ -4,8 +4,8 @@
 //! `Role::Key`: `dk_s[i] = exp(g after s)[i] * sum_j D[i, j] v_s[j]`, and the start of the gate's
 //! gradient, `dg_t[i] = exp(g of the chunk)[i] * sum_j S[i, j] D[i, j]` in every row of the chunk.
 //!
-//! A cube owns all rows of one chunk and `cols` key channels of one head; a unit owns 16 rows of one
-//! channel.
+//! A cube owns all rows of one chunk and `cols` key channels of one head; a unit owns a patch
+//! of them.
 
 use cubecl::prelude::*;
 
