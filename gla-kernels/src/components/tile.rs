@@ -171,10 +171,11 @@ pub fn scale_to_chunk_edge(
 ) {
     for column in range_stepped(UNIT_POS as usize, columns, units) {
         let (block, c) = (column / SUB, column % SUB);
-        let mut w = decay_between(totals, 0, block, c, SUB);
-        if is_key {
-            w = decay_between(totals, block + 1, comptime!(columns / SUB), c, SUB);
-        }
+        let w = if is_key {
+            decay_between(totals, block + 1, comptime!(columns / SUB), c, SUB)
+        } else {
+            decay_between(totals, 0, block, c, SUB)
+        };
         scale_column(x, decays, column * PITCH, w, is_key);
     }
 }
@@ -206,7 +207,7 @@ fn scale_column(
     w
 }
 
-/// Product of the totals of the sub-chunks `from..to` for channel `c` (`totals[block * width + c]`).
+/// Product of the totals of the sub-chunks, or other groups of rows, `from..to` for channel `c` (`totals[block * width + c]`).
 #[cube]
 pub fn decay_between(
     totals: &[f32],

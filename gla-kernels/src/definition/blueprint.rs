@@ -180,7 +180,7 @@ impl ScanBlueprint {
 /// Choices of the split plan, which multiplies in registers.
 ///
 /// A unit owns 16 rows of one column, `chunk / 16 * cols` units a cube (`scores`: `chunk / 16 * chunk`), or in
-/// kernels that are products alone a patch of 8 x 4, half as many units.
+/// `state`, `output` and `project` a patch of 8 x 4, half as many units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SplitBlueprint {
     /// Rows of a chunk, one of [`CHUNKS`]. Also the key channels of a state tile.
@@ -346,7 +346,7 @@ impl SplitBlueprint {
             ("state", 4 * (2 * PITCH * chunk + SUB * cols + 2 * chunk)),
             ("scores", 4 * (3 * PITCH * chunk + SUB * blocks)),
             ("output", 4 * (2 * PITCH * chunk + SUB * cols + SUB * blocks)),
-            ("project", 4 * (PITCH * chunk + SUB * (cols + 1) + chunk / PATCH_ROWS * cols + cols)),
+            ("project", 4 * (PITCH * chunk + SUB * (cols + 2) + chunk / PATCH_ROWS * cols + cols)),
             ("intra_grad", 4 * (chunk * cols + PITCH * chunk + (2 + blocks) * blocks * cols)),
         ]
     }

@@ -63,8 +63,8 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
     let i0 = tile_k * cols;
 
     let mut ys = Shared::<[f32]>::new_slice(comptime!(PITCH * chunk_len));
-    // one more, for the tile is put down by columns
-    let width = comptime!(cols + 1);
+    // two more, for the tile is put down by columns, two at a time
+    let width = comptime!(cols + 2);
     let mut tile = Shared::<[f32]>::new_slice(comptime!(SUB * width));
     let mut totals = Shared::<[f32]>::new_slice(comptime!(groups * cols));
     let mut through = Shared::<[f32]>::new_slice(cols);
@@ -130,10 +130,11 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
         #[unroll]
         for c in 0..PATCH_COLS {
             let col = patch.column(c);
-            let mut outside = decay_between(&totals, 0, group, col, cols);
-            if is_key {
-                outside = decay_between(&totals, group + 1, groups, col, cols);
-            }
+            let outside = if is_key {
+                decay_between(&totals, group + 1, groups, col, cols)
+            } else {
+                decay_between(&totals, 0, group, col, cols)
+            };
             #[unroll]
             for r in 0..PATCH_ROWS {
                 acc[r * PATCH_COLS + c] *= outside;
