@@ -1,5 +1,7 @@
 use burn::tensor::{DType, Tensor};
 
+use super::gradient;
+
 /// `ln(sigmoid(x)) = min(x, 0) - ln(1 + exp(-|x|))` in f32, exact in both tails.
 ///
 /// Value and gradient keep their relative precision where `sigmoid(x)` has rounded to 1 (`x > 16`),
@@ -13,7 +15,7 @@ use burn::tensor::{DType, Tensor};
 /// - output: as `x`, f32
 pub fn log_sigmoid<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let x = x.cast(DType::F32);
-    let constant = x.clone().detach();
+    let constant = gradient::constant(&x);
     let decay = constant.clone().abs().neg().exp();
     let value = constant.clone().clamp_max(0.0) - log1p_unit(decay.clone());
     if !x.is_autodiff() {
@@ -21,10 +23,9 @@ pub fn log_sigmoid<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     }
 
     // sigmoid(-x) without a difference of nearly equal numbers
-    let negative = constant.clone().lower_elem(0.0);
+    let negative = constant.lower_elem(0.0);
     let slope = decay.clone().mask_fill(negative, 1.0) / (decay + 1.0);
-    // x - constant is zero: it adds nothing to the value and carries the gradient
-    value + (x - constant) * slope
+    value + gradient::carry(x, slope)
 }
 
 /// `ln(1 + e)` for `e` in `[0, 1]`, with a relative error below 1e-5 down to the smallest `e`.

@@ -2,7 +2,8 @@
 
 use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData};
 
-use super::rows::{even_divisor, is_tracked};
+use super::gradient::{carry, is_tracked};
+use super::rows::even_divisor;
 use super::{GlaTransformer, SequenceLayout};
 use crate::functions::is_portable;
 
@@ -69,10 +70,10 @@ pub fn linear_cross_entropy(
 
     let mut sum = sums.loss;
     if let Some(gradient) = sums.hidden {
-        sum = sum + carry(hidden, gradient);
+        sum = sum + carry(hidden, gradient).sum();
     }
     if let Some(gradient) = sums.weight {
-        sum = sum + carry(weight, gradient);
+        sum = sum + carry(weight, gradient).sum();
     }
     sum / scored
 }
@@ -146,12 +147,6 @@ impl Sums {
         let hidden = with_hidden.then(|| Tensor::cat(d_hidden, 0));
         Self { loss, hidden, weight: d_weight }
     }
-}
-
-/// Zero, with the gradient `gradient` in `x`.
-fn carry(x: Tensor<2>, gradient: Tensor<2>) -> Tensor<1> {
-    let product = (x.cast(DType::F32) * gradient).sum();
-    product.clone() - product.detach()
 }
 
 /// `reduce`, a sum or a maximum over one axis, of each row, `[N, 1]`.

@@ -39,6 +39,7 @@ mod block;
 mod feature_map;
 mod gate;
 mod generation;
+mod gradient;
 mod head_feature_map;
 mod hybrid;
 mod init;

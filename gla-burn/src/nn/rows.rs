@@ -8,6 +8,8 @@
 use burn::nn::Linear;
 use burn::tensor::{DType, Tensor, assert_shape, module};
 
+use super::gradient::is_tracked;
+
 /// `x * weight` for each row of `x`.
 pub(super) fn scale_rows<const D: usize>(x: Tensor<D>, weight: Tensor<1>) -> Tensor<D> {
     let shape = x.shape();
@@ -89,16 +91,6 @@ fn num_rows<const D: usize>(x: &Tensor<D>) -> usize {
 pub(super) fn even_divisor(terms: usize, sums: usize) -> Option<usize> {
     let divisor = (2..=terms.isqrt()).rev().find(|&n| terms.is_multiple_of(n))?;
     (terms > sums).then_some(divisor)
-}
-
-#[cfg(feature = "autodiff")]
-pub(super) fn is_tracked<const D: usize>(x: &Tensor<D>) -> bool {
-    x.is_tracked()
-}
-
-#[cfg(not(feature = "autodiff"))]
-pub(super) fn is_tracked<const D: usize>(_x: &Tensor<D>) -> bool {
-    false
 }
 
 #[cfg(test)]

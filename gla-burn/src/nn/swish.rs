@@ -1,7 +1,7 @@
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{DType, Tensor};
 
-use super::rows::is_tracked;
+use super::gradient::{carry, constant, is_tracked};
 
 /// `x * silu(gate)`, computed in f32 and rounded to `dtype` once.
 ///
@@ -13,30 +13,24 @@ pub(super) fn swish_gate<const D: usize>(x: Tensor<D>, gate: Tensor<D>, dtype: D
     let swish = gate_value.clone() * opening.clone();
     let mut product = (x_value.clone() * swish.clone()).cast(dtype);
     if is_tracked(&x) {
-        product = product + carry(x, swish, dtype);
+        product = product + carry_in(dtype, x, swish);
     }
     if is_tracked(&gate) {
         let closing = 1.0 - opening.clone();
         let slope = x_value * opening * (gate_value * closing + 1.0);
-        product = product + carry(gate, slope, dtype);
+        product = product + carry_in(dtype, gate, slope);
     }
     product
 }
 
-/// Zero, with the gradient `slope` for `x`.
-fn carry<const D: usize>(x: Tensor<D>, slope: Tensor<D>, dtype: DType) -> Tensor<D> {
+/// [`carry`] in `dtype`, with the slope in it too.
+fn carry_in<const D: usize>(dtype: DType, x: Tensor<D>, slope: Tensor<D>) -> Tensor<D> {
     // f16 has not the range for a gradient that f32 is to have
     let kept = match (x.dtype(), dtype) {
         (DType::F32, DType::F16) => DType::F32,
         _ => dtype,
     };
-    let zero = x.clone() - constant(&x);
-    (zero.cast(kept) * slope.cast(kept)).cast(dtype)
-}
-
-/// `x` without its history; a leaf's copy would be a leaf else, and what it enters be kept.
-fn constant<const D: usize>(x: &Tensor<D>) -> Tensor<D> {
-    x.clone().detach().set_require_grad(false)
+    carry(x, slope.cast(kept)).cast(dtype)
 }
 
 #[cfg(all(test, feature = "flex", feature = "autodiff"))]

@@ -29,13 +29,13 @@ pub fn contract(
     }
 }
 
-/// 16 accumulators at zero.
+/// So many accumulators at zero.
 #[cube]
-pub fn zero_rows() -> Array<f32> {
-    let mut acc = Array::<f32>::new(SUB);
+pub fn zeros(#[comptime] len: usize) -> Array<f32> {
+    let mut acc = Array::<f32>::new(len);
     #[unroll]
-    for r in 0..SUB {
-        acc[r] = 0.0;
+    for at in 0..len {
+        acc[at] = 0.0;
     }
     acc
 }
@@ -46,6 +46,9 @@ pub const PATCH_ROWS: usize = 8;
 
 /// Columns of the patch.
 pub const PATCH_COLS: usize = 4;
+
+/// Accumulators of a unit.
+pub const PATCH: usize = PATCH_ROWS * PATCH_COLS;
 
 /// The patch of a unit: neighbouring rows of a sub-chunk, and columns `step` apart, so that neighbours read and
 /// write neighbours. Its accumulators are `[row, column]`.
@@ -58,17 +61,6 @@ pub struct Patch {
     /// From column to column.
     #[cube(comptime)]
     pub step: usize,
-}
-
-/// Accumulators of a patch, at zero.
-#[cube]
-pub fn zero_patch() -> Array<f32> {
-    let mut acc = Array::<f32>::new(comptime!(PATCH_ROWS * PATCH_COLS));
-    #[unroll]
-    for at in 0..PATCH_ROWS * PATCH_COLS {
-        acc[at] = 0.0;
-    }
-    acc
 }
 
 #[cube]

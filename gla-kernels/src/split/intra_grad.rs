@@ -28,7 +28,7 @@ use super::StageSpec;
 use crate::SUB;
 use crate::components::{
     ChunkMap, PITCH, Role, contract, decay_between, decay_or_one, load_pairs, read_or_zero, row_of,
-    row_offset, zero_rows,
+    row_offset, zeros,
 };
 
 /// * `q`: `[rows, H, K]`, `k`: `[rows, Hk, K]`
@@ -126,9 +126,9 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
 
     // pairs between sub-chunks, nearest last: decay every step towards the own sub-chunk;
     // pairs inside the own sub-chunk when its turn comes
-    let mut acc = zero_rows();
-    let mut near = zero_rows();
-    let mut straddle = zero_rows();
+    let mut acc = zeros(SUB);
+    let mut near = zeros(SUB);
+    let mut straddle = zeros(SUB);
     for step in 0..blocks {
         let mut other = step;
         if is_key {

@@ -27,6 +27,11 @@ impl Launcher<'_, SplitBlueprint> {
         CubeDim::new_1d(self.spec(Role::Query).patch_units() as u32)
     }
 
+    /// Elements of the decays of the lines, which without a gate nobody writes.
+    fn decays_len(&self) -> usize {
+        self.lines.count * self.problem.dims.heads * self.problem.dims.key_dim
+    }
+
     /// The states between chunks, and that at the end of each sequence.
     ///
     /// Where the lines are segments, a first walk leaves what each adds to a state of zero, and `combine` what
@@ -43,20 +48,18 @@ impl Launcher<'_, SplitBlueprint> {
             return self.state(operands, start, states, end, self.spec(role), Leaves::States);
         }
         let dims = self.problem.dims;
-        let (len, decays_len) = (self.lines_len(), self.lines.count * dims.heads * dims.key_dim);
+        let len = self.lines_len();
         let [added, starts] = [len; 2].map(|len| self.scratch(len));
-        let (decay, decays) = match dims.gate.is_some() {
-            true => (SegmentDecay::Segments, self.scratch(decays_len)),
-            false => (SegmentDecay::None, self.scratch(1)),
-        };
+        let decays = self.scratch(self.decays_len());
         let spec = self.spec(role);
         self.state(operands, None, &decays, &added, spec, Leaves::Decays);
-        let decays = match decay {
-            SegmentDecay::None => self.nothing(),
-            _ => arg(&decays, decays_len),
+        let decay = match dims.gate.is_some() {
+            true => SegmentDecay::Segments,
+            false => SegmentDecay::None,
         };
+        let decays = (decay, arg(&decays, self.decays_len()));
         let reversed = role == Role::Query;
-        self.combine([&added, &starts], (decay, decays), reversed, start, Some(end));
+        self.combine([&added, &starts], decays, reversed, start, Some(end));
         // what it leaves at the ends of segments is known
         self.state(operands, Some(&starts), states, &added, spec, Leaves::States);
     }
@@ -81,8 +84,7 @@ impl Launcher<'_, SplitBlueprint> {
         let own_heads = if spec.role == Role::Key { dims.kv_heads } else { dims.heads };
         let left_len = match leaves {
             Leaves::States => self.states_len().max(1),
-            Leaves::Decays if dims.gate.is_some() => self.lines.count * dims.heads * dims.key_dim,
-            Leaves::Decays => 1,
+            Leaves::Decays => self.decays_len(),
         };
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {

@@ -19,7 +19,7 @@ pub mod state;
 
 pub(crate) use plan::{backward, forward};
 
-use crate::components::{PATCH_COLS, PATCH_ROWS, Role};
+use crate::components::{PATCH, Role};
 use crate::{Dims, Problem, SUB, SplitBlueprint};
 
 /// The scratch of a forward, and of a backward with `grads`: what, how many elements, of how many bytes.
@@ -74,6 +74,6 @@ impl StageSpec {
 
     /// Units of a cube where each owns a patch: `state`, `output`, `project`.
     pub const fn patch_units(&self) -> usize {
-        self.chunk * self.cols / (PATCH_ROWS * PATCH_COLS)
+        self.chunk * self.cols / PATCH
     }
 }

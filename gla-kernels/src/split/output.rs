@@ -11,8 +11,8 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, Source, decay_columns, load_chunk,
-    load_chunk_decays, load_pairs, load_rows, read_or_zero, scale_to_chunk_edge, zero_patch,
+    ChunkMap, PATCH, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, Source, decay_columns, load_chunk,
+    load_chunk_decays, load_pairs, load_rows, read_or_zero, scale_to_chunk_edge, zeros,
 };
 
 /// * `x`: `q [rows, H, K]` (Query) or `k [rows, Hk, K]` (Key)
@@ -67,7 +67,7 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
     let mut ys = Shared::<[f32]>::new_slice(comptime!(SUB * cols));
     let mut totals = Shared::<[f32]>::new_slice(comptime!(SUB * blocks));
 
-    let mut acc = zero_patch();
+    let mut acc = zeros(PATCH);
     let state_at = (chunk * dims.heads + head) * comptime!(key_dim * value_dim);
     for step in 0..comptime!(key_dim.div_ceil(SUB)) {
         let i0 = step * SUB;
@@ -93,7 +93,7 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
     }
     if !is_key {
         #[unroll]
-        for at in 0..PATCH_ROWS * PATCH_COLS {
+        for at in 0..PATCH {
             acc[at] *= scale;
         }
     }

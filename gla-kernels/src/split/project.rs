@@ -12,8 +12,8 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, Source, decay_between, decay_or_one,
-    load_chunk, read_or_zero, zero_patch,
+    ChunkMap, PATCH, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, Source, decay_between,
+    decay_or_one, load_chunk, read_or_zero, zeros,
 };
 
 /// * `y`: `do [rows, H, V]` (Query) or `v [rows, Hk, V]` (Key)
@@ -69,7 +69,7 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
     let mut totals = Shared::<[f32]>::new_slice(comptime!(groups * cols));
     let mut through = Shared::<[f32]>::new_slice(cols);
 
-    let mut acc = zero_patch();
+    let mut acc = zeros(PATCH);
     let overlaps = comptime!(is_key && gated);
     if overlaps {
         for col in range_stepped(unit, cols, units) {

@@ -12,7 +12,7 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, PITCH, Source, decay_between, load_chunk, load_chunk_decays, scale_to_edge, zero_rows,
+    ChunkMap, PITCH, Source, decay_between, load_chunk, load_chunk_decays, scale_to_edge, zeros,
 };
 
 /// * `q`: `[rows, H, width]`, `k`: `[rows, Hk, width]`
@@ -56,7 +56,7 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float>(
     let mut decays = Shared::<[f32]>::new_slice(comptime!(PITCH * chunk_len));
     let mut totals = Shared::<[f32]>::new_slice(comptime!(SUB * blocks));
 
-    let mut acc = zero_rows();
+    let mut acc = zeros(SUB);
     for step in 0..comptime!(width.div_ceil(SUB)) {
         load_chunk::<E>(q, &mut qs, &rows, head, step * SUB, chunk_len, from_q);
         load_chunk::<E>(k, &mut ks, &rows, head, step * SUB, chunk_len, from_k);

@@ -12,11 +12,11 @@
 use cubecl::prelude::*;
 
 use super::StageSpec;
-use crate::SUB;
 use crate::components::{
-    ChunkMap, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, Source, decay_or_one, load_rows,
-    read_or_zero, row_offset, step_chunk, zero_patch,
+    ChunkMap, PATCH, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, Source, decay_or_one, load_rows,
+    read_or_zero, row_offset, step_chunk, zeros,
 };
+use crate::{Dims, SUB};
 
 /// What a walk stores, beside the state that it ends with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -90,11 +90,11 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
         }
     }
 
-    let mut acc = zero_patch();
+    let mut acc = zeros(PATCH);
     let state_at = ((own_line * dims.heads + head) * key_dim + i0) * value_dim + j0;
     if has_start {
         #[unroll]
-        for at in 0..PATCH_ROWS * PATCH_COLS {
+        for at in 0..PATCH {
             let (r, c) = (at / PATCH_COLS, patch.column(at % PATCH_COLS));
             let valid = i0 + r < key_dim && j0 + c < value_dim;
             acc[at] = read_or_zero::<f32>(start, state_at + r * value_dim + c, valid);
@@ -107,13 +107,7 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
         let rows = line.rows_of(chunk);
         if comptime!(leaves == Leaves::States) {
             let out_at = ((chunk * dims.heads + head) * key_dim + i0) * value_dim + j0;
-            #[unroll]
-            for at in 0..PATCH_ROWS * PATCH_COLS {
-                let (r, c) = (at / PATCH_COLS, patch.column(at % PATCH_COLS));
-                if i0 + r < key_dim && j0 + c < value_dim {
-                    left[out_at + r * value_dim + c] = acc[at];
-                }
-            }
+            store(left, out_at, &acc, &patch, i0, j0, dims);
         }
 
         let subs = rows.len.div_ceil(SUB);
@@ -182,18 +176,32 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
         }
     }
 
-    #[unroll]
-    for at in 0..PATCH_ROWS * PATCH_COLS {
-        let (r, c) = (at / PATCH_COLS, patch.column(at % PATCH_COLS));
-        if i0 + r < key_dim && j0 + c < value_dim {
-            end[state_at + r * value_dim + c] = acc[at];
-        }
-    }
+    store(end, state_at, &acc, &patch, i0, j0, dims);
     if leaves_decays {
         for c in range_stepped(unit, channels, units) {
             if tile_v == 0 && channel0 + c < key_dim {
                 left[(own_line * dims.heads + head) * key_dim + channel0 + c] = products[c];
             }
+        }
+    }
+}
+
+/// Writes a patch of a state that starts at key channel `i0`, in a tile that starts at value channel `j0`.
+#[cube]
+fn store(
+    out: &mut [f32],
+    out_at: usize,
+    acc: &Array<f32>,
+    patch: &Patch,
+    i0: usize,
+    j0: usize,
+    #[comptime] dims: Dims,
+) {
+    #[unroll]
+    for at in 0..PATCH {
+        let (r, c) = (at / PATCH_COLS, patch.column(at % PATCH_COLS));
+        if i0 + r < dims.key_dim && j0 + c < dims.value_dim {
+            out[out_at + r * dims.value_dim + c] = acc[at];
         }
     }
 }

@@ -6,7 +6,6 @@
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::nn::{Initializer, Linear, LinearConfig};
-use burn::tensor::activation::silu;
 use burn::tensor::{DType, Device, Int, Tensor, assert_shape};
 
 use super::ssm::{TimeSteps, pieces, softplus};
@@ -14,6 +13,7 @@ use super::{Mix, Operands, Pass, mixer_methods, recur};
 use crate::Gate;
 use crate::nn::init::projection;
 use crate::nn::rows::{project_rows, scale_rows};
+use crate::nn::swish::swish_gate;
 use crate::nn::{LayerState, LayerStateShape, SequenceLayout, ShortConv, ShortConvConfig};
 
 /// Configuration to create a [`Mamba`] layer using the [init function](MambaConfig::init).
@@ -190,8 +190,7 @@ impl Mix for Mamba {
         };
         let output = recur(operands, pass.layout, state).squeeze_dim::<3>(3).cast(DType::F32);
         let skip = scale_rows(u, self.D.val().cast(DType::F32));
-        let gated = (output + skip) * silu(z.cast(DType::F32));
-        self.out_proj.forward(gated.cast(dtype))
+        self.out_proj.forward(swish_gate(output + skip, z, dtype))
     }
 
     fn state_shape(&self, batch: usize) -> LayerStateShape {

@@ -6,7 +6,6 @@
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::nn::{Initializer, Linear};
-use burn::tensor::activation::silu;
 use burn::tensor::{DType, Device, Tensor, assert_shape};
 
 use super::ssm::{TimeSteps, pieces, softplus, uniform};
@@ -14,6 +13,7 @@ use super::{Mix, Operands, Pass, mixer_methods, recur};
 use crate::Gate;
 use crate::nn::init::{projection, projection_with_bias};
 use crate::nn::rows::{project_rows, scale_rows, shift_rows};
+use crate::nn::swish::swish_gate;
 use crate::nn::{
     LayerState, LayerStateShape, RmsNorm, RmsNormConfig, SequenceLayout, ShortConv, ShortConvConfig,
 };
@@ -222,7 +222,7 @@ impl Mix for Mamba2 {
         let skip = of_head(&self.D).unsqueeze_dim::<2>(1).expand([heads, self.head_dim]);
         let skip = scale_rows(v.reshape([batch, tokens, inner]), skip.reshape([inner]));
         let output = output.reshape([batch, tokens, inner]) + skip;
-        let gated = output * silu(z.cast(DType::F32));
+        let gated = swish_gate(output, z, DType::F32);
         project_rows(&self.out_proj, self.norm.forward(gated).cast(dtype))
     }
 
