@@ -13,27 +13,19 @@ use crate::{Dims, MAX_SEGMENTS};
 /// Units of a cube.
 pub const UNITS: usize = 64;
 
-/// Where the decay of a key channel over a segment lies.
+/// Where the decays of the chunks lie, whose product is that of a segment: `[chunks, H, stride]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SegmentDecay {
-    /// Nowhere: it is 1.
-    None,
-    /// It is the product of those of the chunks, `[chunks, H, stride]`: of all channels at `of_all`, or of each
-    /// at its own place.
-    Chunks {
-        /// Length of a line.
-        stride: usize,
-        /// Where a line has that of all channels.
-        of_all: Option<usize>,
-    },
-    /// `[segments, H, K]`
-    Segments,
+pub struct ChunkDecays {
+    /// Length of a line.
+    pub stride: usize,
+    /// Where a line has that of all key channels; each has its own at its own place otherwise.
+    pub of_all: Option<usize>,
 }
 
 /// * `start`, `end`: `[N, H, K, V]`, the states before and after the sequence; `start` is read if
 ///   `has_start`, `end` written if `writes_end`
 /// * `added`: `[segments, H, K, V]`; `starts`: out, the same shape
-/// * `decays`: see [`SegmentDecay`]
+/// * `decays`: see [`ChunkDecays`]; without, they are 1
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn gla_combine_kernel(
@@ -45,7 +37,7 @@ pub(crate) fn gla_combine_kernel(
     map: ChunkMap,
     tasks: usize,
     #[comptime] dims: Dims,
-    #[comptime] decay: SegmentDecay,
+    #[comptime] chunk_decays: Option<ChunkDecays>,
     #[comptime] reversed: bool,
     #[comptime] has_start: bool,
     #[comptime] writes_end: bool,
@@ -63,21 +55,14 @@ pub(crate) fn gla_combine_kernel(
     let mut totals = Shared::<[f32]>::new_slice(MAX_SEGMENTS);
     for segment in range_stepped(unit, count, UNITS) {
         let mut w = f32::new(1.0);
-        match comptime!(decay) {
-            SegmentDecay::None => {}
-            SegmentDecay::Chunks { stride, of_all } => {
-                let line = map.line(first + segment);
-                let own = if comptime!(of_all.is_some()) {
-                    comptime!(of_all.unwrap_or(0)).runtime()
-                } else {
-                    i
-                };
-                for chunk in line.first..line.first + line.count {
-                    w *= decays[(chunk * dims.heads + head) * stride + own];
-                }
-            }
-            SegmentDecay::Segments => {
-                w = decays[((first + segment) * dims.heads + head) * dims.key_dim + i];
+        if let Some(ChunkDecays { stride, of_all }) = comptime!(chunk_decays) {
+            let own = match comptime!(of_all) {
+                Some(at) => at.runtime(),
+                None => i,
+            };
+            let line = map.line(first + segment);
+            for chunk in line.first..line.first + line.count {
+                w *= decays[(chunk * dims.heads + head) * stride + own];
             }
         }
         totals[segment] = w;

@@ -4,7 +4,7 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use crate::combine::{self, SegmentDecay};
+use crate::combine::{self, ChunkDecays};
 use crate::components::ChunkMapLaunch;
 use crate::definition::{Lines, Place};
 use crate::reduce::{self, Sum};
@@ -146,12 +146,12 @@ impl<'a, B> Launcher<'a, B> {
         self.lines.count * dims.heads * dims.key_dim * dims.value_dim
     }
 
-    /// Kernel `combine`, see [`combine`]: what the lines start from, of what they add, and the decays with
-    /// their length; from `start` to `end` of the sequences.
+    /// Kernel `combine`, see [`combine`]: what the lines start from, of what they add, and the decays of
+    /// their chunks; from `start` to `end` of the sequences.
     pub fn combine(
         &self,
         [added, starts]: [&Handle; 2],
-        (decay, decays): (SegmentDecay, BufferArg),
+        (chunk_decays, decays): (Option<ChunkDecays>, BufferArg),
         reversed: bool,
         start: Option<&Handle>,
         end: Option<&Handle>,
@@ -172,7 +172,7 @@ impl<'a, B> Launcher<'a, B> {
                 self.map(),
                 tasks,
                 dims,
-                decay,
+                chunk_decays,
                 reversed,
                 start.is_some(),
                 end.is_some(),

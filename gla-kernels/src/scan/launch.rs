@@ -11,7 +11,7 @@ use super::walk_spec::{Decay, Intra, ROWS_LEN, TOTAL, WalkShape, WalkSpec};
 use super::{
     CHUNK, ChunkSpec, intra_grad, padded, part_type, prepare, row_gate, scores, state_walk, walk,
 };
-use crate::combine::SegmentDecay;
+use crate::combine::ChunkDecays;
 use crate::launch::{Launcher, arg, cubes, widest_vector};
 use crate::{Instruction, ScanBlueprint};
 
@@ -98,12 +98,12 @@ impl Launcher<'_, ScanBlueprint> {
         let (added, starts) = (self.scratch(len), self.scratch(len));
         self.state_walk(made, reversed, [update, right], &added);
         let stride = self.decay_stride();
-        let decay = match Decay::of(self.problem.dims.gate) {
-            Decay::None => SegmentDecay::None,
-            Decay::Rows => SegmentDecay::Chunks { stride, of_all: Some(TOTAL) },
-            Decay::Channels => SegmentDecay::Chunks { stride, of_all: None },
+        let chunk_decays = match Decay::of(self.problem.dims.gate) {
+            Decay::None => None,
+            Decay::Rows => Some(ChunkDecays { stride, of_all: Some(TOTAL) }),
+            Decay::Channels => Some(ChunkDecays { stride, of_all: None }),
         };
-        let decays = (decay, self.decays(&made.decays));
+        let decays = (chunk_decays, self.decays(&made.decays));
         self.combine([&added, &starts], decays, reversed, start, end);
         Ends { start: Some(starts), end: None }
     }

@@ -7,7 +7,7 @@ use cubecl::server::Handle;
 use super::StageSpec;
 use super::state::Leaves;
 use crate::SplitBlueprint;
-use crate::combine::SegmentDecay;
+use crate::combine::ChunkDecays;
 use crate::components::Role;
 use crate::launch::{Launcher, arg, cubes};
 
@@ -27,9 +27,9 @@ impl Launcher<'_, SplitBlueprint> {
         CubeDim::new_1d(self.spec(Role::Query).patch_units() as u32)
     }
 
-    /// Elements of the decays of the lines, which without a gate nobody writes.
+    /// Elements of the decays of the chunks, which without a gate nobody writes.
     fn decays_len(&self) -> usize {
-        self.lines.count * self.problem.dims.heads * self.problem.dims.key_dim
+        self.lines.num_chunks * self.problem.dims.heads * self.problem.dims.key_dim
     }
 
     /// The states between chunks, and that at the end of each sequence.
@@ -53,11 +53,8 @@ impl Launcher<'_, SplitBlueprint> {
         let decays = self.scratch(self.decays_len());
         let spec = self.spec(role);
         self.state(operands, None, &decays, &added, spec, Leaves::Decays);
-        let decay = match dims.gate.is_some() {
-            true => SegmentDecay::Segments,
-            false => SegmentDecay::None,
-        };
-        let decays = (decay, arg(&decays, self.decays_len()));
+        let by_channel = ChunkDecays { stride: dims.key_dim, of_all: None };
+        let decays = (dims.gate.is_some().then_some(by_channel), arg(&decays, self.decays_len()));
         let reversed = role == Role::Query;
         self.combine([&added, &starts], decays, reversed, start, Some(end));
         // what it leaves at the ends of segments is known

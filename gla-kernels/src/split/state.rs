@@ -23,7 +23,7 @@ use crate::{Dims, SUB};
 pub enum Leaves {
     /// The states between the chunks, `[chunks, H, K, V]`.
     States,
-    /// The decay of each line, `[lines, H, K]`; nothing without a gate.
+    /// The decays of the chunks, `[chunks, H, K]`; nothing without a gate.
     Decays,
 }
 
@@ -84,11 +84,6 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
     let leaves_decays = comptime!(leaves == Leaves::Decays && gated);
     let mut products =
         Shared::<[f32]>::new_slice(comptime!(if leaves_decays { channels } else { 1 }));
-    if leaves_decays {
-        for c in range_stepped(unit, channels, units) {
-            products[c] = 1.0;
-        }
-    }
 
     let mut acc = zeros(PATCH);
     let state_at = ((own_line * dims.heads + head) * key_dim + i0) * value_dim + j0;
@@ -108,6 +103,12 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
         if comptime!(leaves == Leaves::States) {
             let out_at = ((chunk * dims.heads + head) * key_dim + i0) * value_dim + j0;
             store(left, out_at, &acc, &patch, i0, j0, dims);
+        }
+        // each is of one unit throughout
+        if leaves_decays {
+            for c in range_stepped(unit, channels, units) {
+                products[c] = 1.0;
+            }
         }
 
         let subs = rows.len.div_ceil(SUB);
@@ -151,7 +152,6 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
                     }
                     totals[c] = w;
                     if leaves_decays {
-                        // of the same unit throughout
                         products[c] *= w;
                     }
                 }
@@ -174,16 +174,16 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
             patch.contract(&mut acc, &xs, &ys, cols, SUB);
             sync_cube();
         }
-    }
-
-    store(end, state_at, &acc, &patch, i0, j0, dims);
-    if leaves_decays {
-        for c in range_stepped(unit, channels, units) {
-            if tile_v == 0 && channel0 + c < key_dim {
-                left[(own_line * dims.heads + head) * key_dim + channel0 + c] = products[c];
+        if leaves_decays {
+            for c in range_stepped(unit, channels, units) {
+                if tile_v == 0 && channel0 + c < key_dim {
+                    left[(chunk * dims.heads + head) * key_dim + channel0 + c] = products[c];
+                }
             }
         }
     }
+
+    store(end, state_at, &acc, &patch, i0, j0, dims);
 }
 
 /// Writes a patch of a state that starts at key channel `i0`, in a tile that starts at value channel `j0`.
