@@ -9,8 +9,8 @@ use std::sync::LazyLock;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use gla_burn::{
-    Generator, GlaTransformer, GlaTransformerConfig, HybridAttention, HybridAttentionSpec, Sampler,
-    SamplerConfig, SamplingError, TextStream,
+    Generator, GlaState, GlaTransformer, GlaTransformerConfig, HybridAttention,
+    HybridAttentionSpec, Sampler, SamplerConfig, SamplingError, TextStream,
 };
 use proptest::prelude::*;
 
@@ -314,6 +314,48 @@ fn hybrid_models_are_continued_too() {
     for (i, (len, steps)) in [(3, 10), (1, 8), (30, 6)].into_iter().enumerate() {
         assert_eq!(together[i], run(&[len], steps)[0], "prompt of {len}");
     }
+}
+
+/// What nobody reads any more is forgotten, though some sequence is always running.
+#[test]
+fn a_batch_remembers_no_more_than_its_longest_sequence() {
+    let device = Device::flex();
+    let spec = HybridAttentionSpec::new(vec![1], 2);
+    let config = GlaTransformerConfig::new(VOCAB, 16, 2)
+        .with_num_heads(2)
+        .with_attn(Some(HybridAttention(vec![spec])));
+    let model = config.init(&device).materialize();
+    let remembered = |state: &GlaState| state.layers[1].keys.as_ref().map_or(0, |k| k.dims()[1]);
+
+    let mut generator = Generator::new(model.clone());
+    let mut running = generator.add(&prompt(3), vec![sampler(0)]).start;
+    for seed in 1..20 {
+        let next = generator.add(&prompt(4), vec![sampler(seed)]).start;
+        (0..5).for_each(|_| drop(generator.step().unwrap()));
+        let (state, _) = generator.remove(running).unwrap();
+        assert_eq!(remembered(&state), state.seen()[0], "removed after {seed} others");
+        running = next;
+    }
+
+    // slots of a state, one of which is always in use
+    let mut slots = model.init_state(2, &device);
+    for round in 0..20 {
+        slots.reset(round % 2);
+        for _ in 0..5 {
+            model.step(Tensor::from_data([1, 2], &device), &mut slots);
+        }
+        let longest = *slots.seen().iter().max().unwrap();
+        assert_eq!(remembered(&slots), longest, "round {round}");
+        assert!(longest <= 10);
+    }
+}
+
+#[test]
+#[should_panic(expected = "Generator: token is 23, the vocabulary has 23")]
+fn a_last_token_of_another_vocabulary_is_refused() {
+    let mut generator = Generator::new(model());
+    let state = model().init_state(1, &Device::flex());
+    generator.resume(state, VOCAB, vec![sampler(0)]);
 }
 
 #[test]

@@ -401,3 +401,11 @@ fn a_negative_label_is_refused() {
 fn a_label_is_needed_for_each_row() {
     with_labels(vec![0, 1]);
 }
+
+#[test]
+#[should_panic(expected = "labels have shape [3, 2], ids [2, 3]")]
+fn labels_lie_as_the_tokens_do() {
+    let device = Device::flex();
+    let model = gla_burn::GlaTransformerConfig::new(5, 8, 1).with_num_heads(2).init(&device);
+    model.loss(Tensor::zeros([2, 3], &device), Tensor::zeros([3, 2], &device));
+}

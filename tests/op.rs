@@ -163,7 +163,8 @@ fn a_plan_that_a_device_lacks_is_refused() {
 /// outputs can be on the tape.
 #[test]
 fn the_final_state_is_differentiable_alone_and_together() {
-    let case = Case::parse("vector-ls1-b2-t33-k16-v32-h2-init-final").expect("an id");
+    // CUDA pads the rows of new tensors of this width: the gradient of an output that nobody used is one
+    let case = Case::parse("vector-ls1-b2-t33-k16-v20-h2-init-final").expect("an id");
     for device in devices() {
         let autodiff = device.device.clone().autodiff();
         for (use_o, use_state) in [(1, 0), (0, 1), (1, 1), (2, 1), (2, 0)] {
@@ -293,13 +294,40 @@ fn it_works_inside_a_fused_graph() {
     }
 }
 
+/// The recurrent form from no state, the form of short calls; from one that others hold, and in widths for
+/// which CUDA pads the rows of new tensors.
+#[test]
+fn short_calls_match_the_reference() {
+    for device in devices() {
+        for id in [
+            "vector-ls1-b2-t9-k16-v20-h2-final",
+            "vector-ls1-b2-t9-k16-v96-h2-init-final",
+            "none-b1-t3-k5-v3-h4-kv2-final",
+        ] {
+            let case = Case::parse(id).expect("an id");
+            let t = CaseTensors::new(&case, RefDType::F32, &device.device);
+            let expected = eval::forward(&t.inputs);
+            let before = t.h0.clone().map(values);
+            let out = gla(t.q.clone(), t.k.clone(), t.v.clone(), t.gate.clone(), t.options());
+            let context = |e: String| format!("{} {id}: {e}", device.name);
+            let state = values(out.final_state.expect("asked for"));
+            eval::check("o", &expected.o, &values(out.output), 1e-4, ABS_FLOOR)
+                .and_then(|_| eval::check("state", &expected.final_state, &state, 1e-4, ABS_FLOOR))
+                .map_err(context)
+                .unwrap();
+            assert_eq!(t.h0.map(values), before, "{id}: a held state was overwritten");
+        }
+    }
+}
+
 /// Decoding: the state goes through many steps, in place where nobody else holds it.
 #[test]
 fn steps_equal_the_sequence() {
     for device in devices() {
         let device_name = device.name;
         let device = device.device.clone();
-        for id in ["vector-ls1-b2-t9-k16-v32-h2-init", "scalar-m0.7-b2-t9-k16-v32-h4-kv2-init"] {
+        // CUDA pads the rows of new tensors of 20 columns: the copy of a held state is one
+        for id in ["vector-ls1-b2-t9-k16-v20-h2-init", "scalar-m0.7-b2-t9-k16-v32-h4-kv2-init"] {
             let case = Case::parse(id).expect("an id");
             let t = CaseTensors::new(&case, RefDType::F32, &device);
             let expected = eval::forward(&t.inputs);

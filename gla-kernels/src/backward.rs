@@ -42,7 +42,8 @@ pub struct BackwardArgs {
 /// # Errors
 ///
 /// Before anything is launched: what [`check_chunked`] returns, [`GlaError::Argument`] where gate and kind of
-/// the gate, or gate and `dgate`, disagree, and [`GlaError::BufferSize`] for a buffer that is too small.
+/// the gate, or gate and `dgate`, disagree or a buffer begins at no multiple of 16 bytes, and
+/// [`GlaError::BufferSize`] for one that is too small.
 pub fn backward(
     client: &Client,
     problem: &Problem,

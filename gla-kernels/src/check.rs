@@ -26,17 +26,6 @@ pub fn check_chunked(
     grads: bool,
 ) -> Result<Blueprint, GlaError> {
     check_problem(client, problem)?;
-    let adapter = &client.properties().identity.name;
-    let has_matrices = !client.features().matmul.cmma.is_empty();
-    if crashes_on_shared_memory(client.name(), adapter, has_matrices) {
-        return Err(GlaError::Argument {
-            name: "device",
-            message: format!(
-                "{adapter} of this Mesa cannot run CubeCL's SPIR-V kernels with shared memory; build with \
-                 the feature `wgpu` (WGSL) instead of `vulkan`, or use Mesa 26"
-            ),
-        });
-    }
     let limits = DeviceLimits::of(client);
     let blueprint = select(strategy, problem, &limits)?;
     let scratch = match blueprint {
@@ -60,9 +49,20 @@ pub fn check_recurrent(client: &Client, problem: &Problem) -> Result<(), GlaErro
     DeviceLimits::of(client).check_bindings(MAX_BINDINGS)
 }
 
-/// Checks the problem, its types on this device, and the outputs of every form.
+/// Checks the problem, the device, its types there, and the outputs of every form.
 fn check_problem(client: &Client, problem: &Problem) -> Result<(), GlaError> {
     problem.validate()?;
+    let adapter = &client.properties().identity.name;
+    let has_matrices = !client.features().matmul.cmma.is_empty();
+    if crashes_on_shared_memory(client.name(), adapter, has_matrices) {
+        return Err(GlaError::Argument {
+            name: "device",
+            message: format!(
+                "{adapter} of this Mesa cannot run CubeCL's SPIR-V kernels with shared memory; build with \
+                 the feature `wgpu` (WGSL) instead of `vulkan`, or use Mesa 26"
+            ),
+        });
+    }
     let dims = problem.dims;
     let mut types = vec![("q", problem.dtype)];
     if dims.gate.is_some() {
@@ -116,8 +116,17 @@ pub(crate) fn check_gate(problem: &Problem, has_gate: bool) -> Result<(), GlaErr
     Ok(())
 }
 
-/// Checks that a device buffer holds at least `expected` bytes.
+/// Bytes of the widest vector that kernels read and write.
+const VECTOR: u64 = 16;
+
+/// Checks that a device buffer holds at least `expected` bytes, and begins where vectors may.
 pub(crate) fn buffer(name: &'static str, handle: &Handle, expected: usize) -> Result<(), GlaError> {
+    let start = handle.offset_start.unwrap_or(0);
+    if !start.is_multiple_of(VECTOR) {
+        let message =
+            format!("begins at byte {start} of its buffer, expected a multiple of {VECTOR}");
+        return Err(GlaError::Argument { name, message });
+    }
     let got = handle.size_in_used() as usize;
     if got < expected {
         return Err(GlaError::BufferSize { name, expected, got });

@@ -32,7 +32,8 @@ pub struct ForwardArgs {
 /// # Errors
 ///
 /// Before anything is launched: what [`check_chunked`] returns, [`GlaError::Argument`] where gate and kind of
-/// the gate disagree, and [`GlaError::BufferSize`] for a buffer that is too small.
+/// the gate disagree or a buffer begins at no multiple of 16 bytes, and [`GlaError::BufferSize`] for one that is
+/// too small.
 pub fn forward(
     client: &Client,
     problem: &Problem,

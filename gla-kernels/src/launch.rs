@@ -102,7 +102,7 @@ impl<'a, B> Launcher<'a, B> {
 
     /// Types of the inputs and of the gate.
     pub fn types(&self) -> [ElemType; 2] {
-        [self.problem.dtype, self.problem.gate_dtype]
+        [self.problem.dtype, self.problem.gate_type()]
     }
 
     /// Where a kernel that works per query head and in `parts` writes an output
@@ -235,7 +235,7 @@ impl<'a, B> Launcher<'a, B> {
 
     /// Sums a gate gradient `[rows, H, channels]` to the shape of the gate.
     pub fn gate_gradient(&self, dg: &Handle, dgate: &Handle, channels: usize) {
-        let (dims, dtype) = (self.problem.dims, self.problem.gate_dtype);
+        let (dims, dtype) = (self.problem.dims, self.problem.gate_type());
         let f32_type = f32::elem_type_native();
         let group = dims.heads / dims.kv_heads;
         match dims.gate {

@@ -173,8 +173,8 @@ pub struct RecurrentArgs {
 /// # Errors
 ///
 /// Before anything is launched: what [`check_recurrent`] returns, [`GlaError::Argument`] where gate and kind of
-/// the gate disagree or the state is neither f32 nor of the type of q, and [`GlaError::BufferSize`] for a
-/// buffer that is too small.
+/// the gate disagree, the state is neither f32 nor of the type of q or a buffer begins at no multiple of 16
+/// bytes, and [`GlaError::BufferSize`] for one that is too small.
 pub fn recurrent(client: &Client, problem: &Problem, args: RecurrentArgs) -> Result<(), GlaError> {
     check_gate(problem, args.gate.is_some())?;
     check_recurrent(client, problem)?;
@@ -224,7 +224,7 @@ pub fn recurrent(client: &Client, problem: &Problem, args: RecurrentArgs) -> Res
             tasks,
             problem.scale,
             spec,
-            [problem.dtype, problem.gate_dtype, args.state_dtype],
+            [problem.dtype, problem.gate_type(), args.state_dtype],
         );
     }
     Ok(())

@@ -344,7 +344,11 @@ fn half_states() {
                 continue;
             }
             let mut errors = Vec::new();
-            for case in cases(&["vector-ls1-b2-t1-k33-v20-h4-kv2-init-final"]) {
+            for case in cases(&[
+                "vector-ls1-b2-t1-k33-v20-h4-kv2-init-final",
+                // vectors of eight
+                "vector-ls1-b2-t1-k24-v64-h4-kv2-init-final",
+            ]) {
                 let prepared = Prepared::new(&case, dtype);
                 let outputs = prepared.recurrent(&device.client, dtype);
                 prepared.check_outputs("half state", outputs, &mut errors);

@@ -126,6 +126,25 @@ fn short_buffers() {
     }
 }
 
+/// Kernels read vectors of up to 16 bytes.
+#[test]
+fn misaligned_buffers() {
+    for device in devices() {
+        let buffer = buffers(&device.client, "");
+        let args = RecurrentArgs {
+            q: buffer("q"),
+            k: buffer("k"),
+            v: device.client.empty(4 * (7 * 5 + 5)).offset_start(20),
+            gate: Some(buffer("gate")),
+            state: buffer("state"),
+            state_dtype: elem_type(RefDType::F32),
+            o: buffer("o"),
+        };
+        let error = recurrent(&device.client, &problem(3, 5, 7), args).unwrap_err().to_string();
+        assert_eq!(error, "v: begins at byte 20 of its buffer, expected a multiple of 16");
+    }
+}
+
 #[test]
 fn unsupported_types() {
     for device in devices() {
@@ -140,6 +159,10 @@ fn unsupported_types() {
         let double = ElemType::Float(FloatKind::F64);
         expect(&Problem { dtype: double, ..problem(3, 5, 7) }, "q", "f64");
         expect(&Problem { gate_dtype: double, ..problem(3, 5, 7) }, "gate", "f64");
+        // without a gate its type is of no account
+        let mut ungated = Problem { gate_dtype: double, ..problem(3, 5, 7) };
+        ungated.dims.gate = GateKind::None;
+        check_recurrent(client, &ungated).unwrap();
         for (dtype, name) in [(RefDType::F16, "f16"), (RefDType::BF16, "bf16")] {
             if device.supports(dtype) {
                 println!("not applicable: {} supports {name}", device.name);
@@ -169,6 +192,13 @@ fn sizes() {
         assert_eq!(chunked(long), addresses("a [B, T, H, max(K, V)] tensor", 1 << 33));
         let wide = problem(1 << 16, 1 << 15, 1);
         assert_eq!(chunked(wide), addresses("the state", 1 << 32));
+        // products that 64 bits do not hold
+        let mut endless = problem(1 << 33, 1, 0);
+        (endless.dims.heads, endless.dims.kv_heads) = (1 << 32, 1 << 32);
+        assert_eq!(chunked(endless), addresses("the state", usize::MAX));
+        let endless = Sequences::Uniform { batch: 1 << 33, time: 1 << 33 };
+        let endless = Problem { sequences: endless, ..problem(1, 1, 0) };
+        assert_eq!(chunked(endless), addresses("a [B, T, H, max(K, V)] tensor", usize::MAX));
 
         let largest = client.properties().memory.max_page_size;
         let allocates = |what: &str, elements: u64| match 4 * elements <= largest {

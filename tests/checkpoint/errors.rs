@@ -186,6 +186,12 @@ fn sizes_that_make_no_model_are_errors() {
     let retnet = with_settings(&[("model_type", json!("retnet")), ("num_heads", json!(3))]);
     assert!(retnet.to_string().contains("a positive multiple of num_heads = 3"), "{retnet}");
     assert!(message("norm_eps", json!(0.0)).contains("norm_eps must be positive, got 0"));
+    let settings = [("model_type", json!("transformer")), ("norm_eps", json!(0.0))];
+    let transformer = with_settings(&settings).to_string();
+    assert!(transformer.contains("norm_eps must be positive, got 0"), "{transformer}");
+    let inner = with_settings(&[("intermediate_size", json!(null)), ("hidden_ratio", json!(0))]);
+    let inner = inner.to_string();
+    assert!(inner.contains("hidden_size * hidden_ratio must be at least 1, got 0"), "{inner}");
     assert!(matches!(with_setting("vocab_size", json!("x")), CheckpointError::Read { .. }));
     let unread = |key, value| {
         let error = with_setting(key, value);
@@ -268,4 +274,9 @@ fn a_folder_in_use_is_left_alone() {
     let error =
         save(&model, &config, folder.path().join(SINGLE).join("x"), &SaveOptions::default());
     assert!(matches!(error, Err(CheckpointError::Write { .. })));
+    // and in its place
+    let error = save(&model, &config, folder.path().join(SINGLE), &SaveOptions::default());
+    let error = error.unwrap_err().to_string();
+    assert!(error.ends_with("it is a file, not a folder"), "{error}");
+    assert_eq!(names(folder.path()).len(), before.len() + 1);
 }

@@ -5,7 +5,7 @@
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use gla_burn::{Gate, GlaOptions, gla};
 use gla_kernels::eval::{self, ABS_FLOOR, Case, RefDType, RefGate, RefInputs};
 
@@ -54,6 +54,24 @@ impl Drop for TestDevice {
 ///
 /// If a required device is absent.
 pub fn devices() -> Vec<TestDevice> {
+    opened(|_| true)
+}
+
+/// Those of [`devices`] that have bf16 or f16, with this as the type of new tensors: what models in half
+/// precision are trained on. Only before a tensor is made in the process.
+///
+/// # Panics
+///
+/// As [`devices`].
+pub fn half_devices() -> Vec<TestDevice> {
+    let half = |device: &mut Device| {
+        [FloatDType::BF16, FloatDType::F16].iter().any(|&dtype| device.configure(dtype).is_ok())
+    };
+    opened(half)
+}
+
+/// The devices that `configure` takes.
+fn opened(configure: fn(&mut Device) -> bool) -> Vec<TestDevice> {
     let listed = |var: &str, name: &str| {
         let list = std::env::var(var).ok()?;
         Some(list.split(',').any(|n| n == name))
@@ -64,8 +82,17 @@ pub fn devices() -> Vec<TestDevice> {
             continue;
         }
         // a back-end says that it has no device by panicking
-        match std::panic::catch_unwind(open) {
-            Ok(device) => found.push(TestDevice { name, device }),
+        let opened = std::panic::catch_unwind(|| {
+            let mut device = open();
+            let has = configure(&mut device);
+            // a device that is not there says so no earlier
+            let one = Tensor::<1>::ones([1], &device).into_scalar::<f32>();
+            assert_eq!(one, 1.0);
+            has.then_some(device)
+        });
+        match opened {
+            Ok(Some(device)) => found.push(TestDevice { name, device }),
+            Ok(None) => println!("SKIPPED {name}: no type of half precision"),
             Err(_) if listed("GLA_REQUIRE", name) == Some(true) => {
                 panic!("GLA_REQUIRE lists {name}, but there is no such device")
             }
@@ -91,19 +118,12 @@ fn candidates() -> Vec<(&'static str, Open)> {
         #[cfg(feature = "flex")]
         ("flex", Device::flex as Open),
         #[cfg(feature = "wgpu")]
-        ("wgpu", (|| probed(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice))) as Open),
+        ("wgpu", (|| Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)) as Open),
         #[cfg(feature = "vulkan")]
-        ("vulkan", (|| probed(Device::vulkan(burn::tensor::DeviceKind::DefaultDevice))) as Open),
+        ("vulkan", (|| Device::vulkan(burn::tensor::DeviceKind::DefaultDevice)) as Open),
         #[cfg(feature = "cuda")]
-        ("cuda", (|| probed(Device::cuda(0))) as Open),
+        ("cuda", (|| Device::cuda(0)) as Open),
     ]
-}
-
-#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "cuda"))]
-fn probed(device: Device) -> Device {
-    let one = Tensor::<1>::ones([1], &device).into_scalar::<f32>();
-    assert_eq!(one, 1.0);
-    device
 }
 
 /// The tensors of a case on a device, tracked if the device differentiates.

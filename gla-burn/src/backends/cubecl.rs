@@ -32,7 +32,7 @@ impl GlaOps for CubeBackend {
         if spec.recurrent {
             let state = match h0 {
                 Some(state) => own(state),
-                None => zeros_like(&q, state_shape),
+                None => zeros_like(&q, state_shape, DType::F32),
             };
             let args = RecurrentArgs {
                 q: q.handle,
@@ -80,7 +80,7 @@ impl GlaOps for CubeBackend {
             None => {
                 let [batch, time, heads, _] = q.shape().dims();
                 let shape = [batch, time, heads, problem.dims.value_dim];
-                zeros_client(client.clone(), q.device.clone(), shape.into(), v.dtype)
+                zeros_like(&q, shape, v.dtype)
             }
         };
         let d_final = d_final.into_option().map(into_contiguous);
@@ -95,7 +95,7 @@ impl GlaOps for CubeBackend {
                 gate.shape(),
                 gate.dtype,
             ),
-            None => zeros_like(&q, [1]),
+            None => zeros_like(&q, [1], DType::F32),
         };
         let state_shape = spec.state_shape(q.shape().dims(), problem.dims.value_dim);
         let dh0 = like(&q, state_shape, DType::F32);
@@ -159,14 +159,16 @@ fn like<const D: usize>(tensor: &CubeTensor, shape: [usize; D], dtype: DType) ->
     empty_device_contiguous_dtype(client, device, Shape::from(shape), dtype)
 }
 
-fn zeros_like<const D: usize>(tensor: &CubeTensor, shape: [usize; D]) -> CubeTensor {
+// Burn makes new tensors with padded rows on CUDA and ROCm, where V asks for it: kernels take none.
+
+fn zeros_like<const D: usize>(tensor: &CubeTensor, shape: [usize; D], dtype: DType) -> CubeTensor {
     let (client, device) = (tensor.client.clone(), tensor.device.clone());
-    zeros_client(client, device, Shape::from(shape), DType::F32)
+    into_contiguous(zeros_client(client, device, Shape::from(shape), dtype))
 }
 
 /// A state that may be overwritten: itself if nobody else holds it, else a copy.
 fn own(state: CubeTensor) -> CubeTensor {
-    if state.can_mut() { state } else { state.copy() }
+    if state.can_mut() { state } else { into_contiguous(state.copy()) }
 }
 
 /// The public functions have checked all that a launch checks; other callers of the trait see it here.

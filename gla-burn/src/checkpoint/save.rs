@@ -49,6 +49,10 @@ pub fn save(
     if folder.file_name().is_none() {
         return Err(CheckpointError::write(folder, "it is no name of a folder"));
     }
+    // before gigabytes are read from the device
+    if folder.exists() && !folder.is_dir() {
+        return Err(CheckpointError::write(folder, "it is a file, not a folder"));
+    }
     if fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(CheckpointError::Exists { path: folder.to_path_buf() });
     }

@@ -7,7 +7,7 @@ use gla_kernels::{Blueprint, GateKind, GlaError, Plan, Strategy};
 use super::{check, device};
 use crate::{GlaOps, GlaSpec, OptionalTensor};
 
-/// The gate of [`gla`]: logarithms of the decay, at most 0.
+/// The gate of [`gla`]: logarithms of the decay, finite and at most 0.
 #[derive(Clone, Debug, Default)]
 pub enum Gate {
     /// No decay: linear attention.

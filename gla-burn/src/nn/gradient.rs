@@ -19,6 +19,7 @@ pub(super) fn is_tracked<const D: usize>(x: &Tensor<D>) -> bool {
 }
 
 #[cfg(not(feature = "autodiff"))]
-pub(super) fn is_tracked<const D: usize>(_x: &Tensor<D>) -> bool {
-    false
+pub(super) fn is_tracked<const D: usize>(x: &Tensor<D>) -> bool {
+    // autodiff may be on in Burn alone
+    x.is_autodiff()
 }

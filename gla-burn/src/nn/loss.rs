@@ -207,7 +207,8 @@ impl GlaTransformer {
     ///
     /// # Panics
     ///
-    /// As [`linear_cross_entropy`], and if the output projection has a bias.
+    /// As [`linear_cross_entropy`], if labels and ids differ in shape, and if the output projection has
+    /// a bias.
     pub fn loss(&self, ids: Tensor<2, Int>, labels: Tensor<2, Int>) -> Tensor<1> {
         self.loss_with(ids, labels, &SequenceLayout::rows())
     }
@@ -228,6 +229,12 @@ impl GlaTransformer {
         labels: Tensor<2, Int>,
         layout: &SequenceLayout,
     ) -> Tensor<1> {
+        assert!(
+            labels.dims() == ids.dims(),
+            "GlaTransformer: labels have shape {:?}, ids {:?}",
+            labels.dims(),
+            ids.dims()
+        );
         let weight = match &self.lm_head {
             Some(head) => {
                 assert!(head.bias.is_none(), "GlaTransformer: the loss knows no bias in lm_head");

@@ -1,6 +1,6 @@
 //! Rotary position embedding.
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 
 use super::SequenceLayout;
 
@@ -78,7 +78,8 @@ fn positions(
     tokens: usize,
     device: &Device,
 ) -> Tensor<2> {
-    let float = |positions: Tensor<1, Int>| positions.float().cast(DType::F32);
+    // not `float()`: that passes through the device's default type
+    let float = |positions: Tensor<1, Int>| positions.cast(FloatDType::F32);
     let seen = seen.filter(|seen| seen.iter().any(|&seen| seen > 0));
     let offsets = |offsets: Vec<f32>, shape: [usize; 2]| {
         Tensor::<2>::from_data(TensorData::new(offsets, shape), (device, DType::F32))

@@ -80,7 +80,7 @@ impl ShortConv {
     ///
     /// # Shapes
     ///
-    /// - x: `[B, T, channels]`
+    /// - x: `[B, T, channels]`, `T >= 1`
     /// - output: `[B, T, channels]`
     ///
     /// # Panics
@@ -184,7 +184,8 @@ impl ShortConv {
                 Some(packed) => {
                     let past = (kernel_size - 1 - j) as i64;
                     let seen = packed.positions.clone().greater_equal_elem(past);
-                    product * seen.float().reshape([1, tokens, 1])
+                    let seen = seen.reshape([1, tokens, 1]).expand(product.dims());
+                    product.mask_fill(seen.bool_not(), 0.0)
                 }
             }
         };

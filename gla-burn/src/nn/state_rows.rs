@@ -19,7 +19,7 @@ impl GlaState {
         let mut select = Select { rows };
         let layers = self.layers.iter();
         let layers = layers.map(|layer| LayerState::merge(vec![layer.clone()], &mut select));
-        Self { layers: layers.collect() }
+        Self { layers: layers.map(LayerState::without_unread).collect() }
     }
 
     /// Each sequence `times` times, its copies side by side: a prefix branched into that many
@@ -73,7 +73,8 @@ impl GlaState {
         );
         for (layer, new) in self.layers.iter_mut().zip(sequence.layers) {
             let parts = vec![std::mem::take(layer), new];
-            *layer = LayerState::merge(parts, &mut Put { row, batches: Vec::new() });
+            let joined = LayerState::merge(parts, &mut Put { row, batches: Vec::new() });
+            *layer = joined.without_unread();
         }
     }
 
@@ -85,7 +86,8 @@ impl GlaState {
     pub fn reset(&mut self, row: usize) {
         self.check_row(row);
         for layer in &mut self.layers {
-            *layer = LayerState::merge(vec![std::mem::take(layer)], &mut Reset { row });
+            let rest = LayerState::merge(vec![std::mem::take(layer)], &mut Reset { row });
+            *layer = rest.without_unread();
         }
     }
 
@@ -103,6 +105,27 @@ impl GlaState {
     fn check_row(&self, row: usize) {
         let batch = self.batch();
         assert!(row < batch, "GlaState: no row {row} in a state of {batch} sequences");
+    }
+}
+
+impl LayerState {
+    /// Without the keys and values in front that no sequence reads: those of a longer one that is gone.
+    fn without_unread(mut self) -> Self {
+        let seen = self.seen.iter().copied().max().unwrap_or(0);
+        for cached in [&mut self.keys, &mut self.values] {
+            let Some(x) = cached.take() else { continue };
+            let length = x.dims()[1];
+            *cached = match seen {
+                0 => None,
+                seen if seen < length => {
+                    // copied, not sliced: a view would keep them
+                    let read = Tensor::arange((length - seen) as i64..length as i64, &x.device());
+                    Some(x.select(1, read))
+                }
+                _ => Some(x),
+            };
+        }
+        self
     }
 }
 

@@ -138,7 +138,8 @@ pub fn scale_to_edge(
     #[comptime] units: usize,
 ) {
     for column in range_stepped(UNIT_POS as usize, columns, units) {
-        totals[column] = scale_column(x, decays, column * PITCH, f32::new(1.0), is_key);
+        totals[column] =
+            scale_column(x, decays, column * PITCH, comptime!(1usize), f32::new(1.0), is_key);
     }
 }
 
@@ -176,30 +177,31 @@ pub fn scale_to_chunk_edge(
         } else {
             decay_between(totals, 0, block, c, SUB)
         };
-        scale_column(x, decays, column * PITCH, w, is_key);
+        scale_column(x, decays, column * PITCH, comptime!(1usize), w, is_key);
     }
 }
 
-/// Multiplies a column of 16 rows by the decay to an edge that is the factor `from` away from the edge of its
-/// sub-chunk, and returns that times the decay of the sub-chunk.
+/// Multiplies a column of 16 rows, `stride` apart, by the decay to an edge that is the factor `from` away from
+/// the edge of its sub-chunk, and returns that times the decay of the sub-chunk.
 #[cube]
-fn scale_column(
+pub fn scale_column(
     x: &mut [f32],
     decays: &[f32],
     at: usize,
+    #[comptime] stride: usize,
     from: f32,
     #[comptime] is_key: bool,
 ) -> f32 {
     let mut w = from;
     if is_key {
         for step in 0..SUB {
-            let row = at + (SUB - 1 - step);
+            let row = at + (SUB - 1 - step) * stride;
             x[row] *= w;
             w *= decays[row];
         }
     } else {
         for step in 0..SUB {
-            let row = at + step;
+            let row = at + step * stride;
             w *= decays[row];
             x[row] *= w;
         }

@@ -54,8 +54,8 @@ pub struct Problem {
     pub scale: f32,
     /// Type of `q`, `k`, `v`, `o` and their gradients: f32, f16 or bf16.
     pub dtype: ElemType,
-    /// Type of the gate and of its gradient: f32, f16 or bf16, whatever the type of `q`. Kernels are
-    /// compiled with it even where there is no gate: then the type of `q` is a safe choice.
+    /// Type of the gate and of its gradient: f32, f16 or bf16, whatever the type of `q`. Not read without
+    /// a gate.
     pub gate_dtype: ElemType,
 }
 
@@ -72,7 +72,10 @@ impl Problem {
 
     /// Elements of one state tensor `[N, H, K, V]`.
     pub fn state_len(&self) -> usize {
-        self.num_sequences() * self.dims.heads * self.dims.key_dim * self.dims.value_dim
+        let Dims { heads, key_dim, value_dim, .. } = self.dims;
+        let sizes = [heads, key_dim, value_dim];
+        // saturated, so that what is too large is refused as such
+        sizes.into_iter().fold(self.num_sequences(), usize::saturating_mul)
     }
 
     /// Elements of the gate.
@@ -84,6 +87,11 @@ impl Problem {
             GateKind::Scalar => self.rows() * kv_heads,
             GateKind::Vector => self.rows() * kv_heads * key_dim,
         }
+    }
+
+    /// The type that kernels are compiled with for the gate: without one, a type that the device has.
+    pub(crate) fn gate_type(&self) -> ElemType {
+        if self.dims.gate.is_some() { self.gate_dtype } else { self.dtype }
     }
 
     /// Checks what the types cannot: head counts, widths, sequence bounds, 32-bit addresses.

@@ -34,7 +34,7 @@ impl Sequences {
     /// Rows of all sequences together.
     pub fn rows(&self) -> usize {
         match self {
-            Sequences::Uniform { batch, time } => batch * time,
+            Sequences::Uniform { batch, time } => batch.saturating_mul(*time),
             Sequences::Packed { time, .. } => *time,
         }
     }

@@ -430,7 +430,7 @@ impl Launcher<'_, ScanBlueprint> {
                 self.chunk_spec(),
                 walked.parts,
                 walked.shares(),
-                [self.problem.dtype, self.problem.gate_dtype, dq.1, dk.1, dg.1],
+                [self.problem.dtype, self.problem.gate_type(), dq.1, dk.1, dg.1],
             );
         }
     }

@@ -28,7 +28,7 @@ use super::StageSpec;
 use crate::SUB;
 use crate::components::{
     ChunkMap, PITCH, Role, contract, decay_between, decay_or_one, load_pairs, read_or_zero, row_of,
-    row_offset, zeros,
+    row_offset, step_chunk, zeros,
 };
 
 /// * `q`: `[rows, H, K]`, `k`: `[rows, Hk, K]`
@@ -130,17 +130,11 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
     let mut near = zeros(SUB);
     let mut straddle = zeros(SUB);
     for step in 0..blocks {
-        let mut other = step;
-        if is_key {
-            other = blocks - 1 - step;
-        }
+        let other = step_chunk(0, blocks, step, is_key);
         load_pairs(da, &mut pairs, &rows, head, other, is_key, chunk_len, dims.heads, units);
         sync_cube();
         let own_pairs = block * comptime!(SUB * PITCH);
-        let mut reaches = other < block;
-        if is_key {
-            reaches = other > block;
-        }
+        let reaches = if is_key { other > block } else { other < block };
         if reaches {
             if gated {
                 if !is_key {

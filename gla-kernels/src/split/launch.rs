@@ -148,14 +148,20 @@ impl Launcher<'_, SplitBlueprint> {
         if tasks == 0 {
             return;
         }
+        let rows = self.problem.rows();
+        // queries and do have all heads, keys and values their own
+        let (from_x, from_y) = match role {
+            Role::Query => (dims.heads, dims.kv_heads),
+            Role::Key => (dims.kv_heads, dims.heads),
+        };
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
             super::output::gla_output_kernel::launch_unchecked(
                 self.client,
                 cubes(tasks, &self.limits),
                 self.patch_dim(),
-                arg(x, self.row_heads() * dims.key_dim),
-                arg(y, self.row_heads() * dims.value_dim),
+                arg(x, rows * from_x * dims.key_dim),
+                arg(y, rows * from_y * dims.value_dim),
                 self.gate(),
                 arg(states, self.states_len()),
                 arg(a, self.row_heads() * self.blueprint.chunk),
@@ -164,7 +170,7 @@ impl Launcher<'_, SplitBlueprint> {
                 tasks,
                 self.problem.scale,
                 self.spec(role),
-                [self.problem.dtype, self.problem.gate_dtype, out.1],
+                [self.problem.dtype, self.problem.gate_type(), out.1],
             );
         }
     }
@@ -182,13 +188,15 @@ impl Launcher<'_, SplitBlueprint> {
         if tasks == 0 {
             return;
         }
+        let rows = self.problem.rows();
+        let from_y = if role == Role::Key { dims.kv_heads } else { dims.heads };
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
             super::project::gla_project_kernel::launch_unchecked(
                 self.client,
                 cubes(tasks, &self.limits),
                 self.patch_dim(),
-                arg(y, self.row_heads() * dims.value_dim),
+                arg(y, rows * from_y * dims.value_dim),
                 self.gate(),
                 arg(states, self.states_len()),
                 arg(others, self.states_len()),

@@ -107,10 +107,7 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
         }
         load_rows::<E>(y, &mut ys, row0, len, head, tile_v * cols, cols, from_y);
         sync_cube();
-        let mut reaches = other <= block;
-        if is_key {
-            reaches = other >= block;
-        }
+        let reaches = if is_key { other >= block } else { other <= block };
         if reaches {
             patch.contract(&mut acc, &xs, &ys, cols, SUB);
         }

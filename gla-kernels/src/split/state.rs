@@ -14,7 +14,7 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::components::{
     ChunkMap, PATCH, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, Source, decay_or_one, load_rows,
-    read_or_zero, row_offset, step_chunk, zeros,
+    read_or_zero, row_offset, scale_column, step_chunk, zeros,
 };
 use crate::{Dims, SUB};
 
@@ -113,10 +113,7 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
 
         let subs = rows.len.div_ceil(SUB);
         for sub_step in 0..subs {
-            let mut sub = sub_step;
-            if !is_key {
-                sub = subs - 1 - sub_step;
-            }
+            let sub = step_chunk(0, subs, sub_step, comptime!(!is_key));
             let row0 = rows.start + sub * SUB;
             let len = rows.len - sub * SUB;
 
@@ -138,18 +135,7 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
             if gated {
                 for c in range_stepped(unit, channels, units) {
                     let at = (c / SUB) * comptime!(SUB * PITCH) + c % SUB;
-                    let mut w = f32::new(1.0);
-                    for walk in 0..SUB {
-                        if is_key {
-                            let to = at + (SUB - 1 - walk) * PITCH;
-                            xs[to] *= w;
-                            w *= decays[to];
-                        } else {
-                            let to = at + walk * PITCH;
-                            w *= decays[to];
-                            xs[to] *= w;
-                        }
-                    }
+                    let w = scale_column(&mut xs, &decays, at, PITCH, f32::new(1.0), is_key);
                     totals[c] = w;
                     if leaves_decays {
                         products[c] *= w;

@@ -1,7 +1,7 @@
 //! What the configurations of this family have in common: sizes, and the making of the layer.
 
 use burn::nn::Linear;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::{GateProjection, GatedLinearAttention};
 use crate::nn::init::{projection, projection_with_bias};
@@ -179,7 +179,9 @@ impl Parts {
             feature_map_k: head_map(),
             gk_proj: self.gate_projection(device),
             fixed_gate: match &self.gate {
-                GateParts::Fixed(gate) => Some(Tensor::from_data(gate.as_slice(), device)),
+                GateParts::Fixed(gate) => {
+                    Some(Tensor::from_data(gate.as_slice(), (device, DType::F32)))
+                }
                 _ => None,
             },
             g_proj: (self.output_norm == OutputNorm::Gated).then(|| linear(value_dim)),

@@ -82,11 +82,12 @@ impl Generator {
     }
 
     /// Starts one continuation for each sampler of a sequence whose past is in `state` but for its
-    /// last token, and returns their ids: what [`remove`](Self::remove) gives goes on.
+    /// last token, and returns their ids: what [`remove`](Self::remove) gives goes on. A new sampler
+    /// knows of earlier tokens only what it has [observed](Sampler::observe).
     ///
     /// # Panics
     ///
-    /// Panics if `state` is not of this model and one sequence.
+    /// Panics if `state` is not of this model and one sequence, or if `token` is not of the vocabulary.
     pub fn resume(
         &mut self,
         state: GlaState,
@@ -96,6 +97,8 @@ impl Generator {
         self.model.check_state(&state).unwrap_or_else(|error| panic!("Generator: {error}"));
         let batch = state.batch();
         assert!(batch == 1, "Generator: a sequence goes on from a state of 1, got {batch}");
+        let [vocab, _] = self.model.embeddings.weight.dims();
+        assert!(token < vocab, "Generator: token is {token}, the vocabulary has {vocab}");
         let first = self.next_id;
         self.next_id += samplers.len();
         if !samplers.is_empty() {

@@ -36,7 +36,7 @@ impl TextStream {
         Self { stop, bytes: Vec::new(), held: String::new(), stopped: false }
     }
 
-    /// Whether a stop string has come. Nothing comes out after it.
+    /// Whether a stop string has come, or the stream was [finished](Self::finish). Nothing comes out after it.
     pub fn is_stopped(&self) -> bool {
         self.stopped
     }

@@ -6,7 +6,7 @@
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::nn::{Initializer, Linear, LinearConfig};
-use burn::tensor::{DType, Device, Int, Tensor, assert_shape};
+use burn::tensor::{DType, Device, FloatDType, Int, Tensor, assert_shape};
 
 use super::ssm::{TimeSteps, pieces, softplus};
 use super::{Mix, Operands, Pass, mixer_methods, recur};
@@ -52,7 +52,7 @@ impl MambaConfig {
     pub fn init(&self, device: &Device) -> Mamba {
         let (hidden, state, std) = (self.hidden_size, self.state_size, self.initializer_range);
         let [inner, rank] = self.widths();
-        let rates = Tensor::<1, Int>::arange(1..state as i64 + 1, device).float().cast(DType::F32);
+        let rates = Tensor::<1, Int>::arange(1..state as i64 + 1, device).cast(FloatDType::F32);
         let spread = (rank as f64).powf(-0.5);
         let dt_proj = LinearConfig::new(rank, inner)
             .with_bias(false)

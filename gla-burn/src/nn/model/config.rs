@@ -125,13 +125,16 @@ impl GlaTransformerConfig {
             Some(spec) => MixerConfig::SoftmaxAttention(spec.layer(self.hidden_size)),
             None => self.layer_mixer(),
         };
-        let mlp = GlaMlpConfig {
+        GlaBlockConfig::new(mixer.at(place), self.mlp()).with_norm_eps(self.norm_eps)
+    }
+
+    fn mlp(&self) -> GlaMlpConfig {
+        GlaMlpConfig {
             hidden_size: self.hidden_size,
             hidden_ratio: self.hidden_ratio,
             intermediate_size: self.intermediate_size,
             initializer_range: self.initializer_range,
-        };
-        GlaBlockConfig::new(mixer.at(place), mlp).with_norm_eps(self.norm_eps)
+        }
     }
 
     /// The mixer of the layers that `attn` does not list.
@@ -178,9 +181,13 @@ impl GlaTransformerConfig {
             ("vocab_size", self.vocab_size),
             ("num_hidden_layers", self.num_hidden_layers),
             ("intermediate_size", self.intermediate_size.unwrap_or(1)),
+            ("hidden_size * hidden_ratio", self.mlp().inner_size()),
         ];
         if let Some((name, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
             return Err(format!("{name} must be at least 1, got 0"));
+        }
+        if self.norm_eps.is_nan() || self.norm_eps <= 0.0 {
+            return Err(format!("norm_eps must be positive, got {}", self.norm_eps));
         }
         if let Some(attn) = &self.attn {
             let checked = attn.check(self.num_hidden_layers, self.hidden_size);
