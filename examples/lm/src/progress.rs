@@ -6,7 +6,7 @@
 //! run and an uninterrupted one write the same lines.
 
 use std::fs::{self, File};
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -59,8 +59,12 @@ impl Progress {
     pub fn new(folder: &Path, step: usize, steps: usize, tokens_per_step: usize) -> Result<Self> {
         let path = folder.join(LOG_FILE);
         let open = || -> Result<File> {
-            let old = fs::read_to_string(&path).unwrap_or_default();
-            let kept: String = old
+            let old = match fs::read(&path) {
+                Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+                old => old?,
+            };
+            // a line that was cut within a character is dropped, as any that is no entry
+            let kept: String = String::from_utf8_lossy(&old)
                 .lines()
                 .filter(|line| serde_json::from_str::<Entry>(line).is_ok_and(|e| e.step <= step))
                 .map(|line| format!("{line}\n"))
@@ -213,6 +217,9 @@ mod tests {
             progress.show(&entry(step)).unwrap();
         }
         assert_eq!(read(), [1, 2, 3, 4, 5].map(entry));
+        // cut within a line, and within a character
+        let mut log = File::options().append(true).open(dir.path().join(LOG_FILE)).unwrap();
+        log.write_all(b"{\"step\": \xc3").unwrap();
         let mut progress = Progress::new(dir.path(), 3, 9, 10).unwrap();
         progress.show(&entry(4)).unwrap();
         assert_eq!(read(), [1, 2, 3, 4].map(entry));

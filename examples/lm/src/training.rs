@@ -3,7 +3,7 @@
 //! `cargo run --release -p gla-lm --bin train -- --preset cpu`
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -136,7 +136,7 @@ fn set_aside(folder: &Path) -> Result<()> {
     // nobody may train in it; not every system renames a folder while its lock is open
     drop(RunFolder::open(folder)?);
     let target = (1..)
-        .map(|n| PathBuf::from(format!("{}.old-{n}", folder.display())))
+        .map(|n| folder.with_added_extension(format!("old-{n}")))
         .find(|path| !path.exists())
         .context("no free name to move the earlier run to")?;
     std::fs::rename(folder, &target)

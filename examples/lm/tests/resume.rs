@@ -189,7 +189,7 @@ fn damage_and_misuse_are_explained() {
     assert!(fs::read(&file).unwrap() == bytes, "the last steps were redone");
 
     // --fresh keeps the old run under another name
-    success(train(&out).args(["--fresh", "--minutes", "0.0001"]));
+    success(train(&out.join("")).args(["--fresh", "--minutes", "0.0001"]));
     assert!(dir.path().join("run.old-1").join("config.json").is_file());
     assert!(!file.exists());
 }
