@@ -3,7 +3,8 @@
     python benches/peers.py peers.json
 
 Needs an NVIDIA GPU, torch, and for fla's rows the package flash-linear-attention; what is missing is
-said and left out. Run it right before `kernels --peers peers.json`, on the same, otherwise idle GPU.
+said and left out, what fails has a row that says why. Run it right before `kernels --peers peers.json`, on the
+same, otherwise idle GPU.
 
 fla tunes each kernel over dozens of configurations, which takes minutes to compile in one process. So
 workers compile first, each its share of the configurations, into Triton's cache on disk; the process
@@ -58,7 +59,7 @@ try:
     from fla.ops.gla import chunk_gla, fused_recurrent_gla
     from fla.ops.linear_attn import chunk_linear_attn
     from fla.ops.simple_gla import chunk_simple_gla
-except ImportError as missing:
+except Exception as missing:  # whatever it is, attention needs none of it
     fla = None
     print(f"peers.py: fla's rows are left out: {missing}", flush=True)
 
@@ -108,15 +109,24 @@ def peak_mib(call):
     return torch.cuda.max_memory_allocated() / 2**20
 
 
-def add(name, gate, passes, sizes, call, rep=200):
+def told(error):
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def add(name, gate, passes, sizes, call, rep=200, dtype="bf16"):
     if worker is not None:
         call()
         return
-    row = dict(zip("BTHKV", sizes), name=name, gate=gate, dtype="bf16", peak_mib=peak_mib(call))
+    row = dict(zip("BTHKV", sizes), name=name, gate=gate, dtype=dtype, ms=None)
     row["pass"] = passes
-    row["ms"] = ms = float(do_bench(call, warmup=50, rep=rep, return_mode="median"))
+    try:
+        row["peak_mib"] = peak_mib(call)
+        row["ms"] = float(do_bench(call, warmup=50, rep=rep, return_mode="median"))
+        print(f"{name:34} {gate:6} {passes:6} {sizes} {row['ms']:.4f} ms", flush=True)
+    except Exception as error:  # a pass that is refused is not one that was not measured
+        row["error"] = told(error)
+        print(f"{name:34} {gate:6} {passes:6} {sizes} failed: {row['error']}", flush=True)
     rows.append(row)
-    print(f"{name:34} {gate:6} {passes:6} {sizes} {ms:.4f} ms", flush=True)
     # what is measured is kept, should the run end early
     with open(sys.argv[1] if len(sys.argv) > 1 else "peers.json", "w") as out:
         json.dump(rows, out, indent=1)
@@ -126,13 +136,17 @@ def random(*shape):
     return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
 
 
-def both(name, gate, sizes, forward, leaves, d_out):
+def both(name, gate, sizes, forward, leaves, d_shape):
     def without_gradient():
         with torch.no_grad():
             forward()
 
+    d_out = []  # not before the first backward: it is no part of the forward's memory
+
     def with_gradient():
-        forward().backward(d_out)
+        if not d_out:
+            d_out.append(random(*d_shape))
+        forward().backward(d_out[0])
         for leaf in leaves:
             leaf.grad = None
 
@@ -145,7 +159,7 @@ def chunked(gate, b, t, h, k_dim, v_dim):
         b = min(b, 2)  # the same kernels in less memory, of which workers have a share
     sizes = (b, t, h, k_dim, v_dim)
     q, k = (random(b, t, h, k_dim).requires_grad_() for _ in range(2))
-    v, d_out = random(b, t, h, v_dim).requires_grad_(), random(b, t, h, v_dim)
+    v = random(b, t, h, v_dim).requires_grad_()
     leaves = [q, k, v]
     log_gate = lambda *shape: F.logsigmoid(torch.randn(*shape, device="cuda")) / 16
     if gate == "vector":
@@ -161,7 +175,7 @@ def chunked(gate, b, t, h, k_dim, v_dim):
         name, forward = "chunk_simple_gla, no dg", lambda: chunk_simple_gla(q, k, v, g_gamma=g)[0]
     else:
         name, forward = "chunk_linear_attn", lambda: chunk_linear_attn(q, k, v, normalize=False)[0]
-    both(f"fla {fla.__version__} {name}", gate, sizes, forward, leaves, d_out)
+    both(f"fla {fla.__version__} {name}", gate, sizes, forward, leaves, v.shape)
 
 
 def attention(name, backend, b, t, h, dim):
@@ -170,7 +184,7 @@ def attention(name, backend, b, t, h, dim):
     q, k, v = (random(b, h, t, dim).requires_grad_() for _ in range(3))
     forward = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)
     with sdpa_kernel(getattr(SDPBackend, backend)):
-        both(name, "none", (b, t, h, dim, dim), forward, [q, k, v], random(b, h, t, dim))
+        both(name, "none", (b, t, h, dim, dim), forward, [q, k, v], q.shape)
 
 
 def decode(b, h, k_dim, v_dim):
@@ -207,17 +221,24 @@ def matmul(size):
     add("matrix product (torch)", "", "matmul", (1, size, 1, size, size), lambda: a @ b)
 
 
+def copy(size):
+    """What the device's memory does, the other ceiling: T is the number of bytes that are read and written."""
+    x, y = (torch.zeros(size, device="cuda", dtype=torch.uint8) for _ in range(2))
+    add("copy (torch)", "", "copy", (1, 2 * size, 1, 1, 1), lambda: y.copy_(x), dtype="uint8")
+
+
 def attempt(measure, *sizes):
     try:
         measure(*sizes)
-    except Exception as error:  # a peer that fails is reported, and the others go on
-        print(f"peers.py: {measure.__name__}{sizes} failed: {str(error)[:200]}", flush=True)
+    except Exception as error:  # of the inputs or of a model: the others go on
+        print(f"peers.py: {measure.__name__}{sizes} failed: {told(error)}", flush=True)
 
 
 if worker is not None:
     take_a_share()
 else:
     attempt(matmul, 8192)
+    attempt(copy, 1 << 30)
     for b, t in ((8, 1024), (16, 1024), (8, 2048), (4, 4096), (2, 8192), (1, 16384)):
         attempt(attention, "FlashAttention-2 (torch)", "FLASH_ATTENTION", b, t, 16, 128)
         attempt(attention, "cuDNN attention (torch)", "CUDNN_ATTENTION", b, t, 16, 128)

@@ -13,13 +13,16 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::module::linear;
-use burn::tensor::{Device, Distribution, FloatDType, Int, Tensor};
+use burn::tensor::{Device, Distribution, Int, Tensor};
 use clap::Parser;
-use gla_benches::{ModelRow, Peer, Peers, median, mib};
+use gla_benches::{
+    ModelRow, Peer, Peers, arguments, caught, device, float_dtype, is_bench, median, mib, short,
+    timed,
+};
 use gla_burn::{Gate, GlaOptions, GlaTransformerConfig, gla, loss_chunk, shift_labels};
 
 #[derive(Parser)]
@@ -27,7 +30,7 @@ struct Args {
     /// cuda, vulkan, wgpu or cpu
     #[arg(long, default_value = "wgpu")]
     device: String,
-    /// f32, f16 or bf16: of weights, activations and the optimizer's moments
+    /// f32, f16 or bf16: of weights, activations and the optimizer's moments; f16 scales the loss
     #[arg(long, default_value = "f32")]
     dtype: String,
     /// 340M, 1.3B or 2.7B; a model of two narrow layers if none is given
@@ -54,23 +57,16 @@ struct Args {
     /// Day of the run, for the row
     #[arg(long, default_value = "")]
     date: String,
-    /// Passed by `cargo bench`
-    #[arg(long, hide = true)]
-    bench: bool,
+    /// Of the sources, for the row
+    #[arg(long, default_value = "")]
+    commit: String,
 }
 
 fn main() -> Result<()> {
-    // test runners start benches too, to list their tests: there are none
-    if !std::env::args().any(|arg| arg == "--bench") {
+    if !is_bench() {
         return Ok(());
     }
-    let args = Args::parse();
-    let mut device = device(&args.device)?;
-    device.configure(float_dtype(&args.dtype)?)?;
-    let mut device = device.autodiff();
-    if args.checkpointing {
-        device = device.gradient_checkpointing();
-    }
+    let args = Args::parse_from(arguments());
     let config = match &args.preset {
         Some(name) => GlaTransformerConfig::preset(name)
             .with_context(|| format!("--preset {name}: expected 340M, 1.3B or 2.7B"))?,
@@ -78,72 +74,71 @@ fn main() -> Result<()> {
     };
     let (batch, time) = (args.batch, args.time);
     ensure!(batch * time > 0, "--batch and --time must be at least 1, got {batch} and {time}");
-
+    let mut device = device(&args.device)?;
+    device.configure(float_dtype(&args.dtype)?)?;
+    let mut device = device.autodiff();
+    if args.checkpointing {
+        device = device.gradient_checkpointing();
+    }
     let peers = args.peers.as_deref().map(Peers::read).transpose()?.unwrap_or_default();
-    let same = |peer: &&Peer| {
-        let (batch, time) = (peer.shape.batch, peer.shape.time);
-        peer.pass == "train" && (batch, time) == (args.batch, args.time)
-    };
-    // peers train the model of 340M
-    let peer = peers.all().iter().filter(same).find(|_| args.preset.as_deref() == Some("340M"));
 
-    let step = train(&config, &args, &device)?;
-    let op = op(&config, &args, &device)?;
-    let products = products(&config, &args, &device)?;
-    let row = ModelRow {
-        op: "training step",
-        model: args.preset.unwrap_or_else(|| "2 x 64".into()),
-        device: args.device,
+    let mut row = ModelRow {
+        op: "training step".into(),
+        model: args.preset.clone().unwrap_or_else(|| "2 x 64".into()),
+        device: args.device.clone(),
         batch,
         time,
-        dtype: args.dtype,
+        dtype: args.dtype.clone(),
         autotune: cfg!(feature = "autotune"),
         checkpointing: args.checkpointing,
-        ms: step.ms,
-        first_ms: step.first_ms,
-        tokens_per_s: (batch * time) as f64 / step.ms * 1e3,
-        op_ms: op,
-        products_ms: products.ms,
-        products_tflops: products.operations / products.ms / 1e9,
-        peak_mib: step.peak_mib,
-        ratio: peer.map(|peer| peer.ms / step.ms),
-        peer: peer.map(|peer| peer.name.clone()),
-        peer_ms: peer.map(|peer| peer.ms),
-        date: args.date,
+        date: args.date.clone(),
+        commit: args.commit.clone(),
+        ..ModelRow::default()
     };
-    println!("{row}");
-    match &args.out {
-        Some(path) => {
-            gla_benches::write_rows(path, std::slice::from_ref(&row))?;
-            gla_benches::write_text(&path.with_extension("md"), row.markdown())
-        }
-        None => Ok(()),
+    let outcome = caught(|| measure(&config, &args, &device, &mut row));
+    // what was measured before is kept, and what a GPU said goes to the file too
+    row.error = outcome.as_ref().err().map(|error| short(format!("{error:#}")));
+    if let Some(peer) = peers.all().iter().find(|peer| is_alike(peer, &args)) {
+        row.peer = Some(peer.name.clone());
+        row.peer_dtype = peer.dtype.clone();
+        row.peer_ms = peer.ms;
+        row.peer_error = peer.error.as_ref().map(short);
+        row.ratio = peer.ms.zip(row.ms).map(|(peer, own)| peer / own);
     }
+    println!("{row}");
+    if let Some(path) = &args.out {
+        gla_benches::write_rows(path, std::slice::from_ref(&row))?;
+        gla_benches::write_text(&path.with_extension("md"), row.markdown())?;
+    }
+    outcome
 }
 
-// without a back-end every name is refused
-#[allow(unreachable_code)]
-fn device(name: &str) -> Result<Device> {
-    Ok(match name {
-        #[cfg(feature = "cuda")]
-        "cuda" => Device::cuda(0),
-        #[cfg(feature = "wgpu")]
-        "wgpu" => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
-        #[cfg(feature = "vulkan")]
-        "vulkan" => Device::vulkan(burn::tensor::DeviceKind::DefaultDevice),
-        #[cfg(feature = "flex")]
-        "cpu" => Device::flex(),
-        other => bail!("--device {other}: not compiled in"),
-    })
+/// Whether a peer did the same: they train the model of 340M, in half precision.
+fn is_alike(peer: &Peer, args: &Args) -> bool {
+    let sizes = (peer.shape.batch, peer.shape.time);
+    peer.pass == "train"
+        && sizes == (args.batch, args.time)
+        && args.preset.as_deref() == Some("340M")
+        && args.dtype != "f32"
 }
 
-fn float_dtype(name: &str) -> Result<FloatDType> {
-    Ok(match name {
-        "f32" => FloatDType::F32,
-        "f16" => FloatDType::F16,
-        "bf16" => FloatDType::BF16,
-        other => bail!("--dtype {other}: expected f32, f16 or bf16"),
-    })
+/// The step and its parts, each kept in the row as it ends.
+fn measure(
+    config: &GlaTransformerConfig,
+    args: &Args,
+    device: &Device,
+    row: &mut ModelRow,
+) -> Result<()> {
+    let step = train(config, args, device).context("training step")?;
+    row.ms = Some(step.ms);
+    row.first_ms = Some(step.first_ms);
+    row.tokens_per_s = Some((args.batch * args.time) as f64 / step.ms * 1e3);
+    row.peak_mib = step.peak_mib;
+    row.op_ms = Some(op(config, args, device).context("the op alone")?);
+    let products = products(config, args, device).context("the products alone")?;
+    row.products_ms = Some(products.ms);
+    row.products_tflops = Some(products.operations / products.ms / 1e9);
+    Ok(())
 }
 
 struct Step {
@@ -155,8 +150,14 @@ struct Step {
 /// Trains on random tokens; the loss must be that of a model that knows nothing, and fall.
 fn train(config: &GlaTransformerConfig, args: &Args, device: &Device) -> Result<Step> {
     let mut model = config.init(device);
-    let mut optimizer =
-        AdamWConfig::new().with_beta_1(0.9).with_beta_2(0.95).with_weight_decay(0.1).init();
+    // In f16 gradients of a mean over the tokens end below its smallest number, and Vulkan promises no
+    // quotient by less than 6e-5. AdamW's steps are the same for any scale, if its epsilon has it too.
+    let loss_scale = match args.dtype.as_str() {
+        "f16" => (args.batch * args.time) as f32,
+        _ => 1.0,
+    };
+    let optimizer = AdamWConfig::new().with_beta_1(0.9).with_beta_2(0.95).with_weight_decay(0.1);
+    let mut optimizer = optimizer.with_epsilon(1e-5 * loss_scale).init();
     let shape = [args.batch, args.time];
     let top = config.vocab_size as f64;
     let ids = Tensor::<2, Int>::random(shape, Distribution::Uniform(0.0, top), device);
@@ -168,7 +169,8 @@ fn train(config: &GlaTransformerConfig, args: &Args, device: &Device) -> Result<
     for _ in 0..args.steps + 2 {
         let start = Instant::now();
         let loss = model.loss(ids.clone(), labels.clone());
-        let grads = GradientsParams::from_grads(loss.backward(), &model);
+        let scaled = loss.clone() * loss_scale;
+        let grads = GradientsParams::from_grads(scaled.backward(), &model);
         model = optimizer.step(1e-3, model, grads);
         device.sync()?;
         times.push(start.elapsed().as_secs_f64() * 1e3);
@@ -181,24 +183,6 @@ fn train(config: &GlaTransformerConfig, args: &Args, device: &Device) -> Result<
     let peak_mib = device.memory_pool_usage().map(|usage| mib(usage.bytes_reserved));
     let first_ms = times[0];
     Ok(Step { ms: median(times.split_off(2)), first_ms, peak_mib })
-}
-
-/// Calls between two waits for the device: in a step nothing waits, and small products are over before
-/// the next one is launched.
-const CALLS: usize = 8;
-
-/// Median of a call and its backward, which `call` ends with.
-fn timed(device: &Device, steps: usize, mut call: impl FnMut()) -> Result<f64> {
-    let mut times = Vec::new();
-    for _ in 0..steps + 2 {
-        let start = Instant::now();
-        for _ in 0..CALLS {
-            call();
-        }
-        device.sync()?;
-        times.push(start.elapsed().as_secs_f64() * 1e3 / CALLS as f64);
-    }
-    Ok(median(times.split_off(2)))
 }
 
 /// The op of all layers, forward and backward.

@@ -1,16 +1,53 @@
 //! Timing of launches: synced, warmed, of outputs that were checked; and the rows that are kept.
 
+mod layer_row;
 mod lines;
+mod model_row;
+mod peers;
 mod plot;
+pub mod report;
 mod rows;
+#[cfg(feature = "model")]
+mod with_burn;
 
+pub use layer_row::*;
 pub use lines::lines;
+pub use model_row::ModelRow;
+pub use peers::*;
 pub use plot::{roofline, svg};
 pub use rows::*;
+#[cfg(feature = "model")]
+pub use with_burn::*;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
+use anyhow::{Result, anyhow};
 use cubecl::client::Client;
+
+/// Whether it is `cargo bench` that started this process: test runners start benches too, to list their
+/// tests, of which there are none.
+pub fn is_bench() -> bool {
+    std::env::args().any(|arg| arg == "--bench")
+}
+
+/// The command line without what `cargo bench` adds.
+pub fn arguments() -> impl Iterator<Item = String> {
+    std::env::args().filter(|arg| arg != "--bench")
+}
+
+/// What a call returns; if it panics, an error with what it said.
+///
+/// # Errors
+///
+/// As the call.
+pub fn caught<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|said| {
+        let literal = said.downcast_ref::<&str>().map(ToString::to_string);
+        let text = literal.or_else(|| said.downcast_ref::<String>().cloned());
+        Err(anyhow!("panic: {}", text.unwrap_or_default()))
+    })
+}
 
 /// Waits until the device has done everything it was given.
 ///
@@ -57,4 +94,19 @@ pub fn median(mut times: Vec<f64>) -> f64 {
 /// Bytes in MiB.
 pub fn mib(bytes: u64) -> f64 {
     (bytes as f64 / f64::from(1 << 20)).round()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panics_are_errors_that_keep_the_message() {
+        let number = 7;
+        let said = |result: Result<()>| result.unwrap_err().to_string();
+        assert_eq!(said(caught(|| panic!("lost {number}"))), "panic: lost 7");
+        assert_eq!(said(caught(|| panic!("lost"))), "panic: lost");
+        assert_eq!(said(caught(|| Err(anyhow!("refused")))), "refused");
+        assert_eq!(caught(|| Ok(number)).unwrap(), 7);
+    }
 }

@@ -1,12 +1,13 @@
 //! A chart of time against the length of the sequences, as SVG.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use crate::plot::{escaped, head};
+use crate::Row;
+use crate::plot::{device, escaped, head};
 use crate::rows::each_once;
-use crate::{Peers, Row};
 
-const WIDTH: f64 = 880.0;
+const WIDTH: f64 = 920.0;
 const HEIGHT: f64 = 480.0;
 const LEFT: f64 = 70.0;
 const TOP: f64 = 50.0;
@@ -14,62 +15,78 @@ const ROOM: (f64, f64) = (560.0, 370.0);
 const COLORS: [&str; 8] =
     ["#3b6fb6", "#1f9e89", "#7a4fb5", "#2b2b2b", "#b9b9b9", "#d98c3f", "#c25b5b", "#8a8a50"];
 
-/// One line of the chart: its name, and milliseconds by length.
-struct Line {
-    name: String,
-    points: Vec<(f64, f64)>,
-}
+/// Lengths that make a chart: two happen to be as many steps in all, more are meant to.
+const LENGTHS: usize = 3;
 
-/// Lines of forward + backward on logarithmic axes: ours, one for each gate, and each peer's, of the
-/// rows with the heads and widths of the first and as many steps in all.
-pub fn lines(title: &str, rows: &[Row], peers: &Peers) -> String {
-    let alike = |row: &Row, of: &Row| {
-        let sizes = |row: &Row| {
-            let s = row.shape;
-            (s.batch * s.time, s.heads, s.key_dim, s.value_dim)
-        };
-        sizes(row) == sizes(of)
-    };
-    let mut lines: Vec<Line> = Vec::new();
-    let mut add = |name: String, time: usize, ms: f64| {
-        let point = (time as f64, ms);
-        match lines.iter_mut().find(|line| line.name == name) {
-            Some(line) => line.points.push(point),
-            None => lines.push(Line { name, points: vec![point] }),
-        }
-    };
-    let swept: Vec<&Row> = match rows.iter().find(|row| row.pass == "fwdbwd") {
-        Some(first) => {
-            let of_chart = |row: &&Row| row.pass == "fwdbwd" && alike(row, first);
-            each_once(rows).into_iter().filter(of_chart).collect()
-        }
-        None => Vec::new(),
-    };
-    for row in &swept {
-        add(with_gate("gla", &row.gate), row.shape.time, row.ms);
-    }
-    for peer in peers.all().iter().filter(|peer| peer.pass == "fwdbwd") {
-        if swept.iter().any(|row| row.shape == peer.shape) {
-            add(with_gate(&peer.name, &peer.gate), peer.shape.time, peer.ms);
-        }
-    }
-    for line in &mut lines {
-        line.points.sort_by(|a, b| a.0.total_cmp(&b.0));
-    }
-    draw(title, &lines)
-}
+/// Lines of the chart: names, and milliseconds by length.
+#[derive(Default)]
+pub(crate) struct Lines(Vec<(String, Vec<(usize, f64)>)>);
 
-/// What a line is called.
-fn with_gate(name: &str, gate: &str) -> String {
-    match gate {
-        "none" if name == "gla" => format!("{name}, no gate"),
-        "none" => name.into(),
-        _ => format!("{name}, {gate} gate"),
+impl Lines {
+    /// Of several times for one length the first stays: that of what the device chooses for itself, since other
+    /// plans are measured last, and of a peer beside several rows.
+    pub fn add(&mut self, name: &str, time: usize, ms: f64) {
+        let at = self.0.iter().position(|line| line.0 == name).unwrap_or_else(|| {
+            self.0.push((name.into(), Vec::new()));
+            self.0.len() - 1
+        });
+        let points = &mut self.0[at].1;
+        if points.iter().all(|point| point.0 != time) {
+            points.push((time, ms));
+            points.sort_by_key(|point| point.0);
+        }
     }
 }
 
-fn draw(title: &str, lines: &[Line]) -> String {
-    let points = || lines.iter().flat_map(|line| line.points.iter().copied());
+/// Lines of forward + backward on logarithmic axes: ours, one for each gate and type, and each peer's. Of the
+/// rows of one size of head and as many steps in all, those with the most lengths; none if these are few.
+pub fn lines(rows: &[Row]) -> Option<String> {
+    let sizes = |row: &Row| {
+        let s = row.shape;
+        (s.batch * s.time, s.heads, s.key_dim, s.value_dim)
+    };
+    let both: Vec<&Row> = each_once(rows)
+        .into_iter()
+        .filter(|row| row.pass == "fwdbwd" && row.ms.is_some())
+        .collect();
+    let lengths = |of: &Row| {
+        let alike = both.iter().filter(|row| sizes(row) == sizes(of));
+        alike.map(|row| row.shape.time).collect::<BTreeSet<_>>().len()
+    };
+    let first = both.iter().rev().max_by_key(|row| lengths(row))?;
+    if lengths(first) < LENGTHS {
+        return None;
+    }
+    let swept = |row: &&Row| row.pass == "fwdbwd" && sizes(row) == sizes(first);
+    let mut lines = Lines::default();
+    for row in rows.iter().filter(swept) {
+        let name = format!("gla, {}, {}", gate(&row.gate).unwrap_or("no gate".into()), row.dtype);
+        row.ms.inspect(|&ms| lines.add(&name, row.shape.time, ms));
+    }
+    for row in rows.iter().filter(swept) {
+        let told = [row.peer.clone(), gate(&row.gate), row.peer_dtype.clone()];
+        let name = told.into_iter().flatten().collect::<Vec<_>>().join(", ");
+        row.peer_ms.inspect(|&ms| lines.add(&name, row.shape.time, ms));
+    }
+    let (steps, heads, key_dim, value_dim) = sizes(first);
+    let width = match key_dim == value_dim {
+        true => key_dim.to_string(),
+        false => format!("{key_dim} x {value_dim}"),
+    };
+    let device = device(rows).map(|device| format!(", {device}")).unwrap_or_default();
+    let title =
+        format!("forward + backward of {steps} steps in all, {heads} heads of {width}{device}");
+    Some(draw(&title, &lines))
+}
+
+/// How a name tells of a gate.
+fn gate(kind: &str) -> Option<String> {
+    (kind != "none").then(|| format!("{kind} gate"))
+}
+
+/// The chart.
+pub(crate) fn draw(title: &str, Lines(lines): &Lines) -> String {
+    let points = || lines.iter().flat_map(|line| &line.1).map(|(time, ms)| (*time as f64, *ms));
     let range = |values: &mut dyn Iterator<Item = f64>, base: f64| {
         let all: Vec<f64> = values.map(|x| x.log(base)).collect();
         let low = all.iter().copied().reduce(f64::min).unwrap_or(0.0).floor();
@@ -112,16 +129,16 @@ fn draw(title: &str, lines: &[Line]) -> String {
         LEFT + ROOM.0 / 2.0,
         bottom + 36.0
     ));
-    for (n, one) in lines.iter().enumerate() {
+    for (n, (name, points)) in lines.iter().enumerate() {
         let color = COLORS[n % COLORS.len()];
         let path: Vec<String> =
-            one.points.iter().map(|(t, ms)| format!("{:.1},{:.1}", x(*t), y(*ms))).collect();
+            points.iter().map(|(t, ms)| format!("{:.1},{:.1}", x(*t as f64), y(*ms))).collect();
         line(format!(
             r#"<polyline points="{}" fill="none" stroke="{color}" stroke-width="2"/>"#,
             path.join(" ")
         ));
-        for (t, ms) in &one.points {
-            let (at, up) = (x(*t), y(*ms));
+        for (t, ms) in points {
+            let (at, up) = (x(*t as f64), y(*ms));
             line(format!(r#"<circle cx="{at:.1}" cy="{up:.1}" r="3" fill="{color}"/>"#));
         }
         let at = TOP + 10.0 + 20.0 * n as f64;
@@ -133,7 +150,7 @@ fn draw(title: &str, lines: &[Line]) -> String {
         line(format!(
             r#"<text x="{:.1}" y="{at:.1}" font-size="11">{}</text>"#,
             right + 32.0,
-            escaped(&one.name)
+            escaped(name)
         ));
     }
     line("</svg>".to_string());
@@ -143,29 +160,36 @@ fn draw(title: &str, lines: &[Line]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Shape, Work};
+
+    fn row(shape: &str, gate: &str, pass: &str, ms: f64) -> Row {
+        let shape = shape.parse().unwrap();
+        let (gate, pass, dtype) = (gate.into(), pass.into(), "bf16".into());
+        Row { gate, pass, dtype, shape, ms: Some(ms), ..Row::default() }
+    }
 
     #[test]
     fn lengths_of_equal_work_make_a_line() {
-        let row = |shape: &str, gate: &str, pass: &str, ms: f64| {
-            let shape: Shape = shape.parse().unwrap();
-            Row::new(gate, pass, shape, "bf16", ms, Work { bytes: 1.0, operations: 1.0 }, "")
+        let peer = |name: &str, peer_ms| {
+            let row = row("1,4096,2,8,8", "none", "fwdbwd", 0.5);
+            Row { peer: Some(name.into()), peer_ms, ..row }
         };
         let rows = [
             row("4,1024,2,8,8", "vector", "fwdbwd", 1.0),
             row("2,2048,2,8,8", "vector", "fwdbwd", 1.0),
             row("1,4096,2,8,8", "vector", "fwdbwd", 1.0),
-            row("1,4096,2,8,8", "none", "fwdbwd", 0.5),
+            peer("a & b", Some(3.0)),
+            peer("refused", None),
             row("1,4096,2,8,8", "none", "fwd", 0.5),
             row("1,4096,2,8,16", "none", "fwdbwd", 0.5),
+            // another plan, of which the first is drawn
+            row("1,4096,2,8,8", "vector", "fwdbwd", 2.0),
+            Row { ms: None, ..row("1,4096,2,8,8", "scalar", "fwdbwd", 0.0) },
         ];
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let peer = r#"[{"name":"a & b","gate":"none","pass":"fwdbwd","B":1,"T":4096,"H":2,"K":8,"V":8,"ms":3}]"#;
-        std::fs::write(file.path(), peer).unwrap();
-        let text = lines("times", &rows, &Peers::read(file.path()).unwrap());
+        let text = lines(&rows).unwrap();
         assert_eq!(text.matches("<polyline").count(), 3);
         assert_eq!(text.matches("<circle").count(), 3 + 1 + 1);
-        assert!(text.contains("gla, vector gate") && text.contains("a &amp; b<"));
+        assert!(text.contains("gla, vector gate, bf16<") && text.contains("a &amp; b<"));
+        assert!(text.contains("4096 steps in all, 2 heads of 8<"), "{text}");
         // the same time at all lengths is a level line
         let level = text.lines().find(|line| line.contains("<polyline")).unwrap();
         let heights: Vec<&str> = level
@@ -176,6 +200,12 @@ mod tests {
             .map(|point| point.split(',').nth(1).unwrap())
             .collect();
         assert!(heights.len() == 3 && heights.iter().all(|h| *h == heights[0]), "{heights:?}");
-        assert!(lines("none", &[], &Peers::default()).contains("</svg>"));
+    }
+
+    #[test]
+    fn few_lengths_make_no_chart() {
+        assert_eq!(lines(&[]), None);
+        let two = [("2,8,1,4,4", 1.0), ("1,16,1,4,4", 1.0)];
+        assert_eq!(lines(&two.map(|(shape, ms)| row(shape, "none", "fwdbwd", ms))), None);
     }
 }

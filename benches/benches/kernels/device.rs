@@ -68,25 +68,41 @@ pub fn noise(len: usize, seed: u32) -> Vec<f32> {
     values
 }
 
+// of the copy; with one load in flight a unit measures latency
+const CUBES: usize = 1 << 12;
+const UNITS: usize = 256;
+const LOADS: usize = 4;
+
+/// The length is a multiple of what all units copy in one go.
 #[cube(launch_unchecked)]
 fn copy_kernel(x: &[Vector<f32, Const<4>>], out: &mut [Vector<f32, Const<4>>]) {
     let stride = CUBE_COUNT * CUBE_DIM as usize;
-    for at in range_stepped(ABSOLUTE_POS, x.len(), stride) {
-        out[at] = x[at];
+    for at in range_stepped(ABSOLUTE_POS, x.len(), LOADS * stride) {
+        let a = x[at];
+        let b = x[at + stride];
+        let c = x[at + 2 * stride];
+        let d = x[at + 3 * stride];
+        out[at] = a;
+        out[at + stride] = b;
+        out[at + 2 * stride] = c;
+        out[at + 3 * stride] = d;
     }
 }
 
-/// GB/s of a copy of buffers that no cache holds.
+/// GB/s of a copy of buffers that no cache holds, of 1 GiB where the device has room.
 pub fn copy_gbps(client: &Client) -> Result<f64> {
-    let bytes = (1usize << 29).min(client.properties().memory.max_page_size as usize);
+    let most = (1usize << 30).min(client.properties().memory.max_page_size as usize);
+    let turn = 16 * LOADS * UNITS * CUBES;
+    let bytes = most / turn * turn;
+    anyhow::ensure!(bytes > 0, "buffers of {most} bytes are too small to time a copy");
     let (x, out) = (client.empty(bytes), client.empty(bytes));
     let call = || {
-        // SAFETY: the kernel stays inside its buffers, which have this length.
+        // SAFETY: the kernel stays inside its buffers, which have this length, a multiple of `turn`.
         unsafe {
             copy_kernel::launch_unchecked(
                 client,
-                CubeCount::Static(1 << 12, 1, 1),
-                CubeDim::new_1d(256),
+                CubeCount::Static(CUBES as u32, 1, 1),
+                CubeDim::new_1d(UNITS as u32),
                 BufferArg::from_raw_parts(x.clone(), bytes / 16),
                 BufferArg::from_raw_parts(out.clone(), bytes / 16),
             );

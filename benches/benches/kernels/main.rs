@@ -4,30 +4,30 @@
 //! cargo bench --workspace --bench kernels --features gla-benches/cuda -- --device cuda --suite --out rows.json
 //! ```
 //!
-//! Before anything is timed its outputs, NaN until they are written, are read: all must be finite, and some
-//! of one head those of the f64 reference. Rows go to the terminal as they come and, as one JSON array, to
-//! `--out`, beside which a table (`.md`) and charts (`.svg`) are written; with `--peers`, the file that
-//! `benches/peers.py` writes in the same run, beside the times of other implementations.
+//! Before anything is timed its outputs, NaN until they are written, are read: all must be finite, and those of
+//! one head at both ends of the sequence, of a step of decoding all, those of the f64 reference. Rows go to the
+//! terminal as they come and, as one JSON array, to `--out`, beside which a table (`.md`) and charts (`.svg`) are
+//! written; with `--peers`, the file that `benches/peers.py` writes in the same run, beside the times of other
+//! implementations. What fails has a row that says why; the rest goes on, and the exit status is 1.
 
 mod calls;
 mod device;
+mod reference;
+mod runs;
 
-use std::path::{Path, PathBuf};
+use std::collections::HashSet;
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Error, Result, ensure};
 use clap::Parser;
 use cubecl::client::Client;
-use cubecl::ir::ElemType;
 use cubecl::prelude::*;
-use gla_benches::{Ceilings, Peers, Row, Shape, Work, write_text};
-use gla_kernels::{
-    Blueprint, Dims, GateKind, Instruction, Plan, Problem, ScanBlueprint, Sequences,
-    SplitBlueprint, Strategy, check_chunked,
-};
-use half::{bf16, f16};
+use gla_benches::{Peers, Row, Shape, Work, arguments, caught, is_bench, report, short};
+use gla_kernels::{Blueprint, GateKind};
 
 use calls::{Timed, chunked, decode};
 use device::{client, copy_gbps};
+use runs::{Run, elem_type, problem, work};
 
 #[derive(Parser)]
 struct Args {
@@ -80,315 +80,178 @@ struct Args {
     /// Day of the run, for the rows
     #[arg(long, default_value = "")]
     date: String,
-    /// Passed by `cargo bench`
-    #[arg(long, hide = true)]
-    bench: bool,
-}
-
-/// Shapes of the committed results; the first is also measured with every gate.
-const SUITE: [&str; 5] = [
-    "8,2048,4,128,256",
-    "8,4096,4,256,512",
-    "2,16384,4,256,512",
-    "1,65536,4,128,256",
-    "8,2048,16,128,128",
-];
-
-/// Of the catalogue: many heads and long sequences, few and very long ones, many and short ones.
-const CATALOGUE: [&str; 3] = [SUITE[0], SUITE[3], UNGATED[0]];
-
-/// Without a gate, beside attention.
-const UNGATED: [&str; 2] = ["8,1024,16,128,128", "8,2048,16,128,128"];
-
-const SWEEP: [&str; 5] = [
-    "16,1024,16,128,128",
-    "8,2048,16,128,128",
-    "4,4096,16,128,128",
-    "2,8192,16,128,128",
-    "1,16384,16,128,128",
-];
-
-const DECODE: [&str; 3] = ["1,4,256,512", "32,4,256,512", "256,4,256,512"];
-
-const GATES: [&str; 4] = ["vector", "scalar", "fixed", "none"];
-
-/// One problem, and how it is run.
-#[derive(Clone, PartialEq)]
-struct Run {
-    shape: Shape,
-    gate: String,
-    dtype: String,
-    plan: Option<String>,
-    instruction: Option<String>,
-    segment: Option<usize>,
-    /// Left out, and told, where the device has no such plan, instruction or type.
-    of_catalogue: bool,
-}
-
-impl Args {
-    fn run(&self, shape: &str, gate: &str) -> Run {
-        Run {
-            shape: shape.parse().expect("a shape"),
-            gate: gate.into(),
-            dtype: self.dtype.clone(),
-            plan: self.plan.clone(),
-            instruction: self.instruction.clone(),
-            segment: self.segment,
-            of_catalogue: false,
-        }
-    }
-
-    /// Each once.
-    fn runs(&self) -> Vec<Run> {
-        let mut runs = Vec::new();
-        for shape in &self.shapes {
-            runs.extend(self.gates.iter().map(|gate| self.run(&shape.to_string(), gate)));
-        }
-        if self.suite {
-            runs.extend(SUITE.map(|shape| self.run(shape, "vector")));
-            runs.extend(GATES.map(|gate| self.run(SUITE[0], gate)));
-            runs.extend(UNGATED.map(|shape| self.run(shape, "none")));
-        }
-        if self.sweep {
-            for gate in ["vector", "none"] {
-                runs.extend(SWEEP.map(|shape| self.run(shape, gate)));
-            }
-        }
-        if self.catalogue {
-            for (shape, gate) in CATALOGUE.iter().flat_map(|shape| GATES.map(|gate| (shape, gate)))
-            {
-                for dtype in ["bf16", "f16", "f32"] {
-                    for (plan, instruction) in
-                        [("scan", Some("mma")), ("scan", Some("cmma")), ("split", None)]
-                    {
-                        runs.push(Run {
-                            dtype: dtype.into(),
-                            plan: Some(plan.into()),
-                            instruction: instruction.map(String::from),
-                            of_catalogue: true,
-                            ..self.run(shape, gate)
-                        });
-                    }
-                }
-            }
-        }
-        let mut seen: Vec<Run> = Vec::new();
-        for run in runs {
-            if !seen.contains(&run) {
-                seen.push(run);
-            }
-        }
-        seen
-    }
-}
-
-impl Run {
-    fn problem(&self) -> Result<Problem> {
-        Ok(problem(self.shape, gate_kind(&self.gate)?, elem_type(&self.dtype)?))
-    }
-
-    /// What it asks for; an error if the device does not have it.
-    fn strategy(&self, client: &Client, problem: &Problem) -> Result<Strategy> {
-        let strategy = match (self.plan.as_deref(), &self.instruction) {
-            (None, None) => Strategy::Inferred,
-            (None | Some("scan"), _) => Strategy::Plan(Plan::Scan),
-            (Some("split"), None) => Strategy::Plan(Plan::Split),
-            (Some("split"), Some(_)) => bail!("--instruction: the split plan has registers alone"),
-            (Some(other), _) => bail!("--plan {other}: expected scan or split"),
-        };
-        let instruction = match self.instruction.as_deref() {
-            None => None,
-            Some("mma") => Some(Instruction::Mma),
-            Some("cmma") => Some(Instruction::Cmma),
-            Some(other) => bail!("--instruction {other}: expected mma or cmma"),
-        };
-        let mut blueprint = check_chunked(client, problem, strategy, true)?;
-        if let (Blueprint::Scan(scan), Some(instruction)) = (&mut blueprint, instruction) {
-            scan.instruction = instruction;
-        }
-        if let Some(chunks) = self.segment {
-            let (Blueprint::Scan(ScanBlueprint { segment, .. })
-            | Blueprint::Split(SplitBlueprint { segment, .. })) = &mut blueprint;
-            *segment = chunks;
-        }
-        let strategy = Strategy::Forced(blueprint);
-        check_chunked(client, problem, strategy, true)?;
-        Ok(strategy)
-    }
+    /// Of the sources, for the rows
+    #[arg(long, default_value = "")]
+    commit: String,
+    /// Write once more what shows the rows of this file, as beside --out, and measure nothing
+    #[arg(long, exclusive = true)]
+    redraw: Option<PathBuf>,
 }
 
 fn main() -> Result<()> {
-    // test runners start benches too, to list their tests: there are none
-    if !std::env::args().any(|arg| arg == "--bench") {
+    if !is_bench() {
         return Ok(());
     }
-    let args = Args::parse();
+    let args = Args::parse_from(arguments());
+    if let Some(path) = &args.redraw {
+        return report::draw(path, &gla_benches::read_rows(path)?);
+    }
     let client = client(&args.device)?;
-    let name = client.properties().identity.name.clone();
     if args.limits {
         let properties = client.properties();
         println!("{:#?}\n{:#?}", properties.hardware, client.features().matmul);
         return Ok(());
     }
-    let peers = args.peers.as_deref().map(Peers::read).transpose()?.unwrap_or_default();
-    let mut runs = args.runs();
-    let mut steps = args.decode.clone();
-    if args.suite {
-        steps.extend(DECODE.map(String::from));
+    let mut bench = Bench::new(&args, &client)?;
+    // in the order in which a run that is cut short would miss them
+    for run in args.runs() {
+        bench.chunked(&run)?;
     }
-    if runs.is_empty() && steps.is_empty() {
-        runs.push(args.run("1,256,2,64,64", &args.gates[0]));
+    for shape in args.steps()? {
+        bench.decode(shape)?;
     }
-    println!("{}: {name}", args.device);
-    let gbps = if args.check { f64::NAN } else { copy_gbps(&client)? };
-    let ceilings = Ceilings { gbps, tflops: peers.matmul_tflops() };
-    if !args.check {
-        match ceilings.tflops {
-            Some(tflops) => println!("copy: {gbps:.0} GB/s; matrix product: {tflops:.0} TFLOP/s"),
-            None => {
-                println!("copy: {gbps:.0} GB/s; no peers' matrix product: shares of that alone")
+    for run in args.sweep().into_iter().chain(args.catalogue()) {
+        bench.chunked(&run)?;
+    }
+    ensure!(bench.failed == 0, "{} of {} calls failed", bench.failed, bench.calls);
+    Ok(())
+}
+
+/// What is measured, and where it goes.
+struct Bench<'a> {
+    args: &'a Args,
+    client: &'a Client,
+    peers: Peers,
+    /// What all rows have in common.
+    common: Row,
+    rows: Vec<Row>,
+    /// What ran, or was refused: the catalogue meets the suite.
+    seen: HashSet<(Shape, String, String, Option<Blueprint>)>,
+    calls: usize,
+    failed: usize,
+}
+
+impl<'a> Bench<'a> {
+    /// Measures the ceilings.
+    fn new(args: &'a Args, client: &'a Client) -> Result<Self> {
+        let peers = args.peers.as_deref().map(Peers::read).transpose()?.unwrap_or_default();
+        let device = client.properties().identity.name.clone();
+        println!("{}: {device}", args.device);
+        let (mut copy, matmul_tflops) = (None, peers.matmul_tflops());
+        if !args.check {
+            let (own, peer) = (copy_gbps(client)?, peers.copy_gbps());
+            println!("copy: {own:.0} GB/s");
+            if let Some(peer) = peer {
+                println!("a peer's copy: {peer:.0} GB/s");
             }
+            match matmul_tflops {
+                Some(tflops) => println!("a peer's matrix product: {tflops:.0} TFLOP/s"),
+                None => println!("no peer's matrix product: shares of the copy alone"),
+            }
+            copy = Some((own.max(peer.unwrap_or(own)) * 10.0).round() / 10.0);
         }
+        let common = Row {
+            op: "gla".into(),
+            copy_gbps: copy,
+            matmul_tflops: matmul_tflops.map(|tflops| (tflops * 10.0).round() / 10.0),
+            device,
+            date: args.date.clone(),
+            commit: args.commit.clone(),
+            ..Row::default()
+        };
+        let (rows, seen) = (Vec::new(), HashSet::new());
+        Ok(Bench { args, client, peers, common, rows, seen, calls: 0, failed: 0 })
     }
 
-    let mut rows: Vec<Row> = Vec::new();
-    let mut keep = |mut row: Row, work: Work, timed: &Timed| -> Result<()> {
-        row.roofline = Some((work.floor_ms(&ceilings) / timed.ms * 1e3).round() / 1e3);
-        row.peak_mib = Some(timed.mib);
-        for row in peers.beside(row) {
-            println!("{row}");
-            rows.push(row);
+    /// Forward, and forward + backward.
+    fn chunked(&mut self, run: &Run) -> Result<()> {
+        let problem = run.problem()?;
+        let Run { shape, gate, dtype, .. } = run;
+        let what = format!("{shape} {gate} {dtype}");
+        let blueprint = run.blueprint(self.client, &problem);
+        if let (true, Err(refused)) = (run.of_catalogue, &blueprint) {
+            println!("{what}: left out: {refused}");
+            return Ok(());
         }
-        // what is measured is kept, should the run end early
-        match &args.out {
-            Some(path) => write(path, &args, &name, &rows, &peers),
-            None => Ok(()),
+        let chosen = blueprint.as_ref().ok().copied();
+        if !self.seen.insert((*shape, gate.clone(), dtype.clone(), chosen)) {
+            return Ok(());
         }
-    };
-    for run in runs {
-        let (problem, what) = (run.problem()?, format!("{} {} {}", run.shape, run.gate, run.dtype));
-        let strategy = match run.strategy(&client, &problem) {
-            Err(refused) if run.of_catalogue => {
-                println!("{what}: left out: {refused}");
-                continue;
-            }
-            strategy => strategy?,
+        let row = Row {
+            gate: gate.clone(),
+            shape: *shape,
+            dtype: dtype.clone(),
+            plan: chosen.map_or_else(
+                || run.plan.clone().unwrap_or_default(),
+                |chosen| format!("{:?}", chosen.plan()).to_lowercase(),
+            ),
+            instruction: chosen.map_or_else(
+                || run.instruction.clone().unwrap_or_default(),
+                |chosen| format!("{:?}", chosen.instruction()).to_lowercase(),
+            ),
+            ..self.common.clone()
         };
-        let measured = chunked(&client, &problem, strategy, !args.check).context(what.clone())?;
-        if args.check {
-            let by = measured.blueprint;
-            println!("{what}, {:?}, {:?}: as the reference", by.plan(), by.instruction());
-            continue;
+        let mut done = Vec::new();
+        let times = !self.args.check;
+        let outcome = caught(|| chunked(self.client, &problem, blueprint?, times, &mut done));
+        for (n, pass) in ["fwd", "fwdbwd"].into_iter().enumerate() {
+            let row = Row { pass: pass.into(), ..row.clone() };
+            let measured = match &outcome {
+                Err(error) => done.get(n).ok_or(error),
+                Ok(()) => Ok(&done[n]),
+            };
+            self.keep(row, measured, work(&problem, pass, 0))?;
         }
-        for timed in &measured.passes {
-            let work = work(&problem, timed.pass, 0);
-            let Run { shape, gate, dtype, .. } = &run;
-            let mut row = Row::new(gate, timed.pass, *shape, dtype, timed.ms, work, &args.date);
-            row.plan = format!("{:?}", measured.blueprint.plan()).to_lowercase();
-            row.instruction = format!("{:?}", measured.blueprint.instruction()).to_lowercase();
-            keep(row, work, timed)?;
-        }
+        Ok(())
     }
-    for step in &steps {
-        let [batch, heads, key_dim, value_dim] = numbers(step)?;
-        let shape = Shape { batch, time: 1, heads, key_dim, value_dim };
-        let problem = problem(shape, GateKind::Vector, elem_type(&args.dtype)?);
+
+    /// One step, with a state in f32 and in the type of the inputs.
+    fn decode(&mut self, shape: Shape) -> Result<()> {
+        let dtype = &self.args.dtype;
+        let problem = problem(shape, GateKind::Vector, elem_type(dtype)?);
         let mut types = vec![f32::elem_type_native(), problem.dtype];
         types.dedup();
         for state in types {
-            let timed =
-                decode(&client, &problem, state, !args.check).with_context(|| step.clone())?;
-            if args.check {
-                println!("{step}: as the reference");
-                continue;
+            let row = Row {
+                gate: "vector".into(),
+                pass: "decode".into(),
+                shape,
+                dtype: dtype.clone(),
+                state: Some(state.to_string()),
+                plan: "recurrent".into(),
+                instruction: "registers".into(),
+                ..self.common.clone()
+            };
+            let timed = caught(|| decode(self.client, &problem, state, !self.args.check));
+            self.keep(row, timed.as_ref(), work(&problem, "decode", state.size()))?;
+        }
+        Ok(())
+    }
+
+    /// Tells the row and writes all: what is measured is kept, should the run end early.
+    fn keep(&mut self, row: Row, measured: Result<&Timed, &Error>, work: Work) -> Result<()> {
+        self.calls += 1;
+        let row = match measured {
+            Ok(&Timed { ms, first_ms, mib }) => {
+                let row = Row { first_ms: Some(first_ms), peak_mib: Some(mib), ..row };
+                match ms {
+                    Some(ms) => row.timed(ms, work),
+                    None => row,
+                }
             }
-            let work = work(&problem, timed.pass, state.size());
-            let mut row =
-                Row::new("vector", timed.pass, shape, &args.dtype, timed.ms, work, &args.date);
-            row.state = Some(state.to_string());
-            (row.plan, row.instruction) = ("recurrent".into(), "registers".into());
-            keep(row, work, &timed)?;
+            Err(error) => {
+                self.failed += 1;
+                Row { error: Some(short(format!("{error:#}"))), ..row }
+            }
+        };
+        for row in self.peers.beside(row) {
+            let checked = self.args.check && row.error.is_none();
+            println!("{row}{}", if checked { ", as the reference" } else { "" });
+            self.rows.push(row);
+        }
+        match &self.args.out {
+            Some(path) => report::write(path, &self.rows),
+            None => Ok(()),
         }
     }
-    Ok(())
-}
-
-/// The rows, their table, and the charts.
-fn write(path: &Path, args: &Args, device: &str, rows: &[Row], peers: &Peers) -> Result<()> {
-    gla_benches::write_rows(path, rows)?;
-    let beside = |suffix: &str| {
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-        path.with_file_name(format!("{stem}{suffix}"))
-    };
-    write_text(&beside(".md"), gla_benches::markdown(rows))?;
-    write_text(&beside(".svg"), gla_benches::svg(&format!("{device}, {}", args.dtype), rows))?;
-    let shares = format!("share of what {device} was measured to do");
-    write_text(&beside("-roofline.svg"), gla_benches::roofline(&shares, rows))?;
-    if args.sweep {
-        let total = SWEEP.map(|text| text.parse::<Shape>().expect("a shape"));
-        let mut swept = rows.to_vec();
-        swept.retain(|row| total.contains(&row.shape));
-        let title = format!(
-            "forward + backward of {} steps, 16 heads of 128, {}, {device}",
-            total[0].batch * total[0].time,
-            args.dtype,
-        );
-        write_text(&beside("-lines.svg"), gla_benches::lines(&title, &swept, peers))?;
-    }
-    Ok(())
-}
-
-fn elem_type(name: &str) -> Result<ElemType> {
-    Ok(match name {
-        "f32" => f32::elem_type_native(),
-        "f16" => f16::elem_type_native(),
-        "bf16" => bf16::elem_type_native(),
-        other => bail!("--dtype {other}: expected f32, f16 or bf16"),
-    })
-}
-
-fn gate_kind(name: &str) -> Result<GateKind> {
-    Ok(match name {
-        "none" => GateKind::None,
-        "fixed" => GateKind::Fixed,
-        "scalar" => GateKind::Scalar,
-        "vector" => GateKind::Vector,
-        other => bail!("--gate {other}: expected none, fixed, scalar or vector"),
-    })
-}
-
-fn numbers<const N: usize>(text: &str) -> Result<[usize; N]> {
-    let numbers: Vec<usize> = text.split(',').map(str::parse).collect::<Result<_, _>>()?;
-    numbers.try_into().map_err(|_| anyhow::anyhow!("{text}: expected {N} numbers"))
-}
-
-fn problem(shape: Shape, gate: GateKind, dtype: ElemType) -> Problem {
-    let Shape { batch, time, heads, key_dim, value_dim } = shape;
-    Problem {
-        dims: Dims { heads, kv_heads: heads, key_dim, value_dim, gate },
-        sequences: Sequences::Uniform { batch, time },
-        scale: (key_dim as f32).powf(-0.5),
-        dtype,
-        gate_dtype: f32::elem_type_native(),
-    }
-}
-
-/// What a pass cannot do without; `state_size`: bytes of an element of the state that a step of decoding
-/// reads and writes.
-fn work(problem: &Problem, pass: &str, state_size: usize) -> Work {
-    let Dims { heads, key_dim, value_dim, .. } = problem.dims;
-    let size = problem.dtype.size();
-    let (keys, values) = (problem.rows() * heads * key_dim, problem.rows() * heads * value_dim);
-    let gate = problem.gate_len() * problem.gate_dtype.size();
-    let forward = 2 * keys * size + gate + 2 * values * size;
-    // of the recurrence: update and read, and in the backward rebuild the state, update its gradient,
-    // read three gradients
-    let products = (problem.rows() * heads * key_dim * value_dim) as f64;
-    let (bytes, times) = match pass {
-        "fwd" => (forward, 4.0),
-        "decode" => (forward + 2 * state_size * problem.state_len(), 4.0),
-        // the inputs and do once more, and the gradients
-        _ => (2 * forward + 2 * keys * size + gate + values * size, 14.0),
-    };
-    Work { bytes: bytes as f64, operations: times * products }
 }
