@@ -203,7 +203,7 @@ const WIDE: usize = 256;
 /// channels, so that tensors that have nothing to do with each other are of one shape: Burn's fuser
 /// joins what it can, and replays what it joined from the second step on.
 fn trained(model: &GlaTransformer, device: &Device) -> Vec<Vec<Named>> {
-    let (batch, time, vocab) = (4, WIDE, 4 * WIDE);
+    let (batch, time, vocab) = (2, WIDE, 4 * WIDE);
     assert_eq!(loss_chunk(batch * time, WIDE, vocab), WIDE);
     let random = |i: usize| (i.wrapping_mul(2_654_435_761) >> 7) % vocab;
     let ids: Vec<i32> = (0..batch * time).map(|i| random(i) as i32).collect();

@@ -14,13 +14,13 @@ pub const IGNORE_INDEX: i32 = -100;
 const MIN_CHUNK: usize = 256;
 
 /// How many rows at a time [`linear_cross_entropy`] takes if it is not told: a power of two that makes the
-/// logits of a chunk about as large as `hidden`, but at least 256.
+/// logits of a chunk two to four times as large as `hidden`, but at least 256.
 ///
 /// # Panics
 ///
 /// Panics if `vocab_size` is 0.
 pub const fn loss_chunk(rows: usize, hidden_size: usize, vocab_size: usize) -> usize {
-    let even = rows * hidden_size / vocab_size;
+    let even = 2 * rows * hidden_size / vocab_size;
     (if even > MIN_CHUNK { even } else { MIN_CHUNK }).next_power_of_two()
 }
 
@@ -137,7 +137,8 @@ impl Sums {
                 d_hidden.push(part.cast(DType::F32));
             }
             if with_weight {
-                let part = x.transpose().matmul(d_logits).cast(DType::F32);
+                // not `x^T d_logits`: on an H100 that took Burn 0.22.1 twice as long
+                let part = d_logits.transpose().matmul(x).cast(DType::F32);
                 d_weight = Some(match d_weight {
                     Some(sum) => sum + part,
                     None => part,
@@ -145,7 +146,7 @@ impl Sums {
             }
         }
         let hidden = with_hidden.then(|| Tensor::cat(d_hidden, 0));
-        Self { loss, hidden, weight: d_weight }
+        Self { loss, hidden, weight: d_weight.map(Tensor::transpose) }
     }
 }
 
