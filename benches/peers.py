@@ -3,8 +3,8 @@
     python benches/peers.py peers.json
 
 Needs an NVIDIA GPU, torch, and for fla's rows the package flash-linear-attention; what is missing is
-said and left out, what fails has a row that says why. Run it right before `kernels --peers peers.json`, on the
-same, otherwise idle GPU.
+said and left out, a call that fails has a row that says why. Run it right before `kernels --peers peers.json`, on
+the same, otherwise idle GPU.
 
 fla tunes each kernel over dozens of configurations, which takes minutes to compile in one process. So
 workers compile first, each its share of the configurations, into Triton's cache on disk; the process
@@ -127,9 +127,11 @@ def add(name, gate, passes, sizes, call, rep=200, dtype="bf16"):
         row["error"] = told(error)
         print(f"{name:34} {gate:6} {passes:6} {sizes} failed: {row['error']}", flush=True)
     rows.append(row)
-    # what is measured is kept, should the run end early
-    with open(sys.argv[1] if len(sys.argv) > 1 else "peers.json", "w") as out:
+    # what is measured is kept, and whole, should the run end early
+    path = sys.argv[1] if len(sys.argv) > 1 else "peers.json"
+    with open(path + ".partial", "w") as out:
         json.dump(rows, out, indent=1)
+    os.replace(path + ".partial", path)
 
 
 def random(*shape):

@@ -8,8 +8,8 @@
 # beside softmax attention. What is there of an earlier run is removed. Peers need Python
 # with torch and flash-linear-attention; without, the rows stand alone. PEERS names the file of a
 # peers' run just before. KERNELS_<backend>, MODEL_<backend> and LAYER_<backend> (cuda_llvm, ..) name bench
-# binaries that are already built, for machines without cargo; COMMIT what they were built from, where git cannot
-# tell. A back-end that fails is told, the next goes on, and the exit status is 1.
+# binaries that are already built, for machines without cargo; COMMIT what they were built from, if not git's HEAD.
+# A back-end that fails is told, the next goes on, and the exit status is 1.
 set -euo pipefail
 out=${1:?usage: benches/run.sh OUT [BACKEND...]}
 shift
@@ -33,7 +33,7 @@ mkdir -p "$out"
 out=$(cd "$out" && pwd)
 from=$PWD
 cd "$here/.."
-commit=$(git rev-parse --short HEAD 2>/dev/null) || commit=${COMMIT:-}
+commit=${COMMIT:-$(git describe --always --dirty --exclude "*" 2>/dev/null || true)}
 
 for backend in "$@"; do
     for name in "$backend" "$backend-roofline" "$backend-lines" "model-$backend" "layer-$backend"; do

@@ -66,6 +66,7 @@ fn main() -> Result<()> {
     let args = Args::parse_from(arguments());
     let sizes = [args.width, args.heads, args.tokens];
     ensure!(!sizes.contains(&0) && !args.times.contains(&0), "sizes must be at least 1");
+    ensure!(args.rounds > 0, "--rounds must be at least 1, got 0");
     let mixers = mixers(args.width, args.heads);
     for (mixer, config) in &mixers {
         config.check().map_err(|why| anyhow!("{mixer}: {why}"))?;

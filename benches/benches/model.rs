@@ -74,6 +74,7 @@ fn main() -> Result<()> {
     };
     let (batch, time) = (args.batch, args.time);
     ensure!(batch * time > 0, "--batch and --time must be at least 1, got {batch} and {time}");
+    ensure!(args.steps > 0, "--steps must be at least 1, got 0");
     let mut device = device(&args.device)?;
     device.configure(float_dtype(&args.dtype)?)?;
     let mut device = device.autodiff();

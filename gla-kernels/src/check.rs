@@ -43,7 +43,8 @@ pub fn check_chunked(
 /// # Errors
 ///
 /// What [`Problem::validate`] returns, [`GlaError::UnsupportedDtype`] for a type of the inputs or the gate,
-/// [`GlaError::TooLarge`] and [`GlaError::Allocation`] for outputs, and [`GlaError::Bindings`].
+/// [`GlaError::TooLarge`] and [`GlaError::Allocation`] for outputs, [`GlaError::Argument`] that names `device`
+/// where its driver cannot run the kernels, and [`GlaError::Bindings`].
 pub fn check_recurrent(client: &Client, problem: &Problem) -> Result<(), GlaError> {
     check_problem(client, problem)?;
     DeviceLimits::of(client).check_bindings(MAX_BINDINGS)

@@ -136,8 +136,7 @@ fn blueprints_agree() {
 }
 
 /// Plans and instructions that are not chosen by themselves are right too, and segments of any length.
-#[test]
-fn plans_agree() {
+fn plans_agree(dtype: RefDType) {
     let few = [
         "none-b2-t65-k33-v20-h4-kv2-init-final",
         "vector-ls1-cu0.5.5.64.130-k33-v20-h4-kv2-init",
@@ -147,21 +146,33 @@ fn plans_agree() {
         "scalar-mixed-t130-k33-v20-h4-kv2-init-final",
         "fixed-ls1-cu0.5.5.64.130-k33-v20-h4-kv2-init-final",
     ];
-    check_scans(&few, |device, dtype| {
+    check_scans(&few, dtype, |device, dtype| {
         let scans = scans_in(device, dtype, &[1, 2, usize::MAX]);
         [vec![Strategy::Plan(Plan::Split)], scans].concat()
     });
 }
 
-/// Checks cases on each device with tensor cores, in each type that they multiply.
-fn check_scans(ids: &[&str], strategies: impl Fn(&TestDevice, RefDType) -> Vec<Strategy>) {
+#[test]
+fn plans_agree_half() {
+    plans_agree(RefDType::F16);
+}
+
+#[test]
+fn plans_agree_brain() {
+    plans_agree(RefDType::BF16);
+}
+
+/// Checks cases on each device with tensor cores for the type.
+fn check_scans(
+    ids: &[&str],
+    dtype: RefDType,
+    strategies: impl Fn(&TestDevice, RefDType) -> Vec<Strategy>,
+) {
     let cases = cases(ids);
     for device in devices() {
-        for dtype in [RefDType::F16, RefDType::BF16] {
-            if has_scan(&device, dtype) {
-                for strategy in strategies(&device, dtype) {
-                    check(device.name, &device.client, &cases, dtype, RefDType::F32, strategy);
-                }
+        if has_scan(&device, dtype) {
+            for strategy in strategies(&device, dtype) {
+                check(device.name, &device.client, &cases, dtype, RefDType::F32, strategy);
             }
         }
     }
@@ -208,8 +219,7 @@ fn has_scan(device: &TestDevice, dtype: RefDType) -> bool {
 }
 
 /// Widths in one and several parts, and calls with enough cubes for the wider tiles.
-#[test]
-fn scan_widths() {
+fn scan_widths(dtype: RefDType) {
     let ids = [
         "vector-ls1-t130-k256-v512-h2-init-final",
         "vector-mixed-cu0.5.5.64.200-k256-v300-h4-kv2-init-final",
@@ -225,12 +235,21 @@ fn scan_widths() {
         "fixed-ls1-b8-t130-k128-v256-h4-kv2-init-final",
         "none-b8-t130-k128-v256-h4-kv2-init-final",
     ];
-    check_scans(&ids, inferred_and_others);
+    check_scans(&ids, dtype, inferred_and_others);
+}
+
+#[test]
+fn scan_widths_half() {
+    scan_widths(RefDType::F16);
+}
+
+#[test]
+fn scan_widths_brain() {
+    scan_widths(RefDType::BF16);
 }
 
 /// Segments of several chunks, and enough of them for the wider cubes of the walks between them.
-#[test]
-fn segments() {
+fn segments(dtype: RefDType) {
     let ids = [
         "vector-ls1-b2-t580-k72-v130-h20-init-final",
         "vector-mixed-cu0.5.5.300.580-k200-v40-h40-kv20-final",
@@ -238,7 +257,17 @@ fn segments() {
         "fixed-ls1-b2-t580-k33-v70-h20-final",
         "none-b2-t580-k64-v130-h20-init",
     ];
-    check_scans(&ids, |device, dtype| scans_in(device, dtype, &[4]));
+    check_scans(&ids, dtype, |device, dtype| scans_in(device, dtype, &[4]));
+}
+
+#[test]
+fn segments_half() {
+    segments(RefDType::F16);
+}
+
+#[test]
+fn segments_brain() {
+    segments(RefDType::BF16);
 }
 
 /// The same of the split plan.

@@ -6,6 +6,7 @@ mod common;
 use common::{devices, elem_type};
 use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::*;
 use cubecl::server::Handle;
 use gla_kernels::eval::RefDType;
 use gla_kernels::{
@@ -159,10 +160,6 @@ fn unsupported_types() {
         let double = ElemType::Float(FloatKind::F64);
         expect(&Problem { dtype: double, ..problem(3, 5, 7) }, "q", "f64");
         expect(&Problem { gate_dtype: double, ..problem(3, 5, 7) }, "gate", "f64");
-        // without a gate its type is of no account
-        let mut ungated = Problem { gate_dtype: double, ..problem(3, 5, 7) };
-        ungated.dims.gate = GateKind::None;
-        check_recurrent(client, &ungated).unwrap();
         for (dtype, name) in [(RefDType::F16, "f16"), (RefDType::BF16, "bf16")] {
             if device.supports(dtype) {
                 println!("not applicable: {} supports {name}", device.name);
@@ -175,6 +172,40 @@ fn unsupported_types() {
             }
             expect(&Problem { dtype: elem_type(dtype), ..problem(3, 5, 7) }, "q", name);
         }
+    }
+}
+
+/// Without a gate its type is of no account: kernels are not compiled with one that the device lacks.
+#[test]
+fn types_of_no_gate() {
+    let double = ElemType::Float(FloatKind::F64);
+    let mut ungated = Problem { gate_dtype: double, ..problem(3, 5, 7) };
+    ungated.dims.gate = GateKind::None;
+    for device in devices() {
+        let client = &device.client;
+        let filled = |len: usize, x: f32| client.create_from_slice(f32::as_bytes(&vec![x; len]));
+        let inputs = || [filled(7 * 2 * 3, 0.0), filled(7 * 3, 1.0), filled(7 * 5, 1.0)];
+        let read = |o: Handle| f32::from_bytes(&client.read_one(o).unwrap()).to_vec();
+        let [state, o] = [filled(2 * 3 * 5, 0.0), filled(7 * 2 * 5, f32::NAN)];
+        let [q, k, v] = inputs();
+        let args = RecurrentArgs {
+            q,
+            k,
+            v,
+            gate: None,
+            state,
+            state_dtype: elem_type(RefDType::F32),
+            o: o.clone(),
+        };
+        recurrent(client, &ungated, args).unwrap();
+        assert_eq!(read(o), [0.0; 7 * 2 * 5]);
+        let [final_state, o] = [filled(2 * 3 * 5, f32::NAN), filled(7 * 2 * 5, f32::NAN)];
+        let [q, k, v] = inputs();
+        let (initial_state, end) = (None, final_state.clone());
+        let args = ForwardArgs { q, k, v, gate: None, initial_state, o: o.clone(), final_state };
+        forward(client, &ungated, Strategy::Inferred, args).unwrap();
+        assert_eq!(read(o), [0.0; 7 * 2 * 5]);
+        assert_eq!(read(end), [7.0; 2 * 3 * 5]);
     }
 }
 

@@ -133,6 +133,11 @@ fn set_aside(folder: &Path) -> Result<()> {
     if !checkpoint::is_run(folder) {
         return Ok(());
     }
+    ensure!(
+        folder.file_name().is_some(),
+        "--fresh moves the earlier run to a name beside it: call {} by its own",
+        folder.display()
+    );
     // nobody may train in it; not every system renames a folder while its lock is open
     drop(RunFolder::open(folder)?);
     let target = (1..)

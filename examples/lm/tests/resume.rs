@@ -191,6 +191,9 @@ fn damage_and_misuse_are_explained() {
     // --fresh keeps the old run under another name
     success(train(&out.join("")).args(["--fresh", "--minutes", "0.0001"]));
     assert!(dir.path().join("run.old-1").join("config.json").is_file());
+    // which a folder needs for that
+    let error = failure(train(Path::new(".")).current_dir(&out).arg("--fresh"));
+    assert!(error.contains("call . by its own"), "{error}");
     assert!(!file.exists());
 }
 
