@@ -47,6 +47,15 @@ pub(super) fn shift_rows<const D: usize>(x: Tensor<D>, bias: Tensor<1>) -> Tenso
 
 /// The projection of each row, as by [`Linear::forward`].
 pub(super) fn project_rows<const D: usize>(projection: &Linear, x: Tensor<D>) -> Tensor<D> {
+    let mut shape = x.dims();
+    if D > 3 {
+        // the gradient of the weight were a product for each of the leading axes else, then summed
+        let rows: usize = shape[1..D - 1].iter().product();
+        let y = project_rows(projection, x.reshape([shape[0], rows, shape[D - 1]]));
+        let [_, _, d_output] = y.dims();
+        shape[D - 1] = d_output;
+        return y.reshape(shape);
+    }
     let bias = projection.bias.as_ref().map(|bias| bias.val());
     let Some(bias) = bias.filter(is_tracked) else {
         return projection.forward(x);
