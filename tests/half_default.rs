@@ -2,19 +2,13 @@
 //!
 //! One test alone: the type of new tensors is chosen once in a process.
 
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::Module;
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use gla_burn::{
     GatedLinearAttentionConfig, MambaConfig, RetentionConfig, SequenceLayout,
     SoftmaxAttentionConfig,
 };
-use gla_tests::{half_devices, values};
-
-fn relative_rms(found: &[f64], expected: &[f64]) -> f64 {
-    let sum = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>();
-    let difference = sum(&mut found.iter().zip(expected).map(|(a, b)| a - b));
-    (difference / sum(&mut expected.iter().copied())).sqrt()
-}
+use gla_tests::{Cast, half_devices, relative_rms, values};
 
 /// Tokens that come again every 8 see the same in a window of 4, wherever they are.
 fn positions_are_exact(device: &Device) {
@@ -25,9 +19,9 @@ fn positions_are_exact(device: &Device) {
         .init(device);
     let period = Tensor::<3>::random([1, 8, 16], Distribution::Default, device);
     let y = layer.forward(period.repeat_dim(1, TOKENS / 8));
-    let at = |first: usize| values(y.clone().narrow(1, first, 8));
+    let at = |first: usize| y.clone().narrow(1, first, 8);
     for first in [256, 1024, TOKENS - 8] {
-        let error = relative_rms(&at(first), &at(8));
+        let error = relative_rms(at(first), at(8));
         assert!(error < 2e-2, "tokens from {first} differ from those from 8 by {error}");
     }
 }
@@ -54,16 +48,8 @@ fn packed_rows_are_as_if_alone(device: &Device) {
     let packed = layer.forward_with(x.clone(), &SequenceLayout::packed(&bounds, device));
     for ends in bounds.windows(2) {
         let own = |x: &Tensor<3>| x.clone().narrow(1, ends[0], ends[1] - ends[0]);
-        let error = relative_rms(&values(own(&packed)), &values(layer.forward(own(&x))));
+        let error = relative_rms(own(&packed), layer.forward(own(&x)));
         assert!(error < 2e-2, "tokens {ends:?} differ by {error}");
-    }
-}
-
-struct Widened;
-
-impl ModuleMapper for Widened {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        param.map(|tensor| tensor.cast(DType::F32))
     }
 }
 
@@ -71,10 +57,10 @@ impl ModuleMapper for Widened {
 fn wider_weights_run(device: &Device) {
     let layer = RetentionConfig::new(32).with_num_heads(2).with_initializer_range(0.2).init(device);
     let x = Tensor::<3>::random([1, 40, 32], Distribution::Default, device);
-    let half = values(layer.forward(x.clone()));
-    let wide = layer.map(&mut Widened).forward(x.cast(DType::F32));
+    let half = layer.forward(x.clone());
+    let wide = layer.map(&mut Cast(DType::F32)).forward(x.cast(DType::F32));
     assert_eq!(wide.dtype(), DType::F32);
-    let error = relative_rms(&half, &values(wide));
+    let error = relative_rms(half, wide);
     assert!(error < 5e-2, "the layer in f32 differs from that in half precision by {error}");
 }
 

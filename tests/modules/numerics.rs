@@ -1,8 +1,9 @@
 //! Log-sigmoid and RMS norm against closed forms in f64, and a model in bf16 against itself in f32.
 
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData, Tolerance};
 use gla_burn::{RmsNormConfig, log_sigmoid};
+use gla_tests::{Cast, relative_rms};
 
 use crate::mixers::all;
 use crate::{drawn, ids, values};
@@ -52,21 +53,6 @@ fn rms_norm_values_and_gradients() {
     let half = RmsNormConfig::new(3).init(&device).forward(half);
     assert_eq!((half.dtype(), values(half)), (DType::F16, vec![1.0; 3]));
     assert_eq!(norm.to_string(), "RmsNorm {d_model: 3, epsilon: 0.1, params: 3}");
-}
-
-pub struct Cast(pub DType);
-
-impl ModuleMapper for Cast {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        param.map(|tensor| tensor.cast(self.0))
-    }
-}
-
-/// Root mean square of the difference, relative to that of `expected`.
-pub fn relative_rms<const D: usize>(found: Tensor<D>, expected: Tensor<D>) -> f32 {
-    let square = |x: Tensor<D>| x.square().mean().into_scalar::<f32>();
-    let difference = found.cast(DType::F32) - expected.clone();
-    (square(difference) / square(expected)).sqrt()
 }
 
 #[test]

@@ -9,9 +9,9 @@ use gla_burn::{
     GlaState, GlaStateError, GlaTransformer, GlaTransformerConfig, LayerState, MixerConfig,
     SoftmaxAttentionConfig,
 };
+use gla_tests::{Cast, relative_rms};
 
 use crate::mixers::all;
-use crate::numerics::{Cast, relative_rms};
 use crate::{assert_close, cases, config, drawn, gla, ids};
 
 fn file(name: &str) -> PathBuf {

@@ -5,6 +5,7 @@
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
+use burn::module::{ModuleMapper, Param};
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use gla_burn::{Gate, GlaOptions, gla};
 use gla_kernels::eval::{self, ABS_FLOOR, Case, RefDType, RefGate, RefInputs};
@@ -126,6 +127,23 @@ fn candidates() -> Vec<(&'static str, Open)> {
         #[cfg(feature = "cuda")]
         ("cuda", (|| Device::cuda(0)) as Open),
     ]
+}
+
+/// Gives all parameters a type.
+pub struct Cast(pub DType);
+
+impl ModuleMapper for Cast {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|tensor| tensor.cast(self.0))
+    }
+}
+
+/// Root mean square of the difference, relative to that of `expected`.
+pub fn relative_rms<const D: usize>(found: Tensor<D>, expected: Tensor<D>) -> f32 {
+    let square = |x: Tensor<D>| x.square().mean().into_scalar::<f32>();
+    let expected = expected.cast(DType::F32);
+    let difference = found.cast(DType::F32) - expected.clone();
+    (square(difference) / square(expected)).sqrt()
 }
 
 /// The tensors of a case on a device, tracked if the device differentiates.

@@ -32,6 +32,14 @@ impl RmsNormConfig {
     }
 }
 
+/// What configurations with a norm check of it.
+pub(super) fn check_norm_eps(norm_eps: f64) -> Result<(), String> {
+    match norm_eps > 0.0 {
+        true => Ok(()),
+        false => Err(format!("norm_eps must be positive, got {norm_eps}")),
+    }
+}
+
 /// Root-mean-square normalisation over the last axis, computed in f32 and rounded once.
 ///
 /// `Y = X / sqrt(mean(X^2) + eps) * weight`

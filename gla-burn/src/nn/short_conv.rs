@@ -8,6 +8,7 @@ use super::SequenceLayout;
 use super::init::normal;
 use super::layout::Packed;
 use super::rows::{scale_rows_in_place, shift_rows};
+use super::state::newest;
 
 /// Configuration to create a [`ShortConv`] layer using the [init function](ShortConvConfig::init).
 #[derive(Config, Debug)]
@@ -110,7 +111,6 @@ impl ShortConv {
         let [channels, _, kernel_size] = self.weight.dims();
         assert_shape!(x, [.., channels]);
 
-        let [_, tokens, _] = x.dims();
         let inputs = match kernel_size - 1 {
             0 => x,
             past => {
@@ -119,17 +119,7 @@ impl ShortConv {
                 Tensor::cat(vec![cached, x], 1)
             }
         };
-        let last = inputs.clone().without_autodiff();
-        let device = last.device();
-        let last = match tokens {
-            1 => last,
-            // copied, not sliced: a view would keep the inputs of a whole prompt
-            _ => {
-                let first = tokens as i64 - 1;
-                let indices = first..first + kernel_size as i64;
-                last.select(1, Tensor::arange(indices, &device))
-            }
-        };
+        let last = newest(inputs.clone().without_autodiff(), kernel_size);
         *cache = last.swap_dims(1, 2);
         self.convolve(inputs, None)
     }

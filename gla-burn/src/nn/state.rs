@@ -321,6 +321,17 @@ impl StateVisitor for Bytes {
     }
 }
 
+/// The last `count` tokens of the second axis, where there are more.
+pub(super) fn newest<const D: usize>(x: Tensor<D>, count: usize) -> Tensor<D> {
+    let length = x.dims()[1];
+    if length <= count {
+        return x;
+    }
+    // copied, not sliced: a view would keep the tokens that are forgotten
+    let kept = Tensor::arange((length - count) as i64..length as i64, &x.device());
+    x.select(1, kept)
+}
+
 /// The tensor of a visit to one state.
 pub(super) fn only<const D: usize>(parts: Vec<Option<Tensor<D>>>) -> Option<Tensor<D>> {
     parts.into_iter().next().flatten()

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Int, Tensor};
 
-use super::state::only;
+use super::state::{newest, only};
 use super::{GlaState, LayerState, StateAxis, StateVisitor};
 
 impl GlaState {
@@ -113,17 +113,7 @@ impl LayerState {
     fn without_unread(mut self) -> Self {
         let seen = self.seen.iter().copied().max().unwrap_or(0);
         for cached in [&mut self.keys, &mut self.values] {
-            let Some(x) = cached.take() else { continue };
-            let length = x.dims()[1];
-            *cached = match seen {
-                0 => None,
-                seen if seen < length => {
-                    // copied, not sliced: a view would keep them
-                    let read = Tensor::arange((length - seen) as i64..length as i64, &x.device());
-                    Some(x.select(1, read))
-                }
-                _ => Some(x),
-            };
+            *cached = cached.take().filter(|_| seen > 0).map(|x| newest(x, seen));
         }
         self
     }

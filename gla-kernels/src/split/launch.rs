@@ -78,7 +78,7 @@ impl Launcher<'_, SplitBlueprint> {
             return;
         }
         let rows = self.problem.rows();
-        let own_heads = if spec.role == Role::Key { dims.kv_heads } else { dims.heads };
+        let own_heads = spec.role.heads(dims);
         let left_len = match leaves {
             Leaves::States => self.states_len().max(1),
             Leaves::Decays => self.decays_len(),
@@ -149,19 +149,15 @@ impl Launcher<'_, SplitBlueprint> {
             return;
         }
         let rows = self.problem.rows();
-        // queries and do have all heads, keys and values their own
-        let (from_x, from_y) = match role {
-            Role::Query => (dims.heads, dims.kv_heads),
-            Role::Key => (dims.kv_heads, dims.heads),
-        };
+        let (x_heads, y_heads) = (role.heads(dims), role.other().heads(dims));
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
             super::output::gla_output_kernel::launch_unchecked(
                 self.client,
                 cubes(tasks, &self.limits),
                 self.patch_dim(),
-                arg(x, rows * from_x * dims.key_dim),
-                arg(y, rows * from_y * dims.value_dim),
+                arg(x, rows * x_heads * dims.key_dim),
+                arg(y, rows * y_heads * dims.value_dim),
                 self.gate(),
                 arg(states, self.states_len()),
                 arg(a, self.row_heads() * self.blueprint.chunk),
@@ -189,14 +185,14 @@ impl Launcher<'_, SplitBlueprint> {
             return;
         }
         let rows = self.problem.rows();
-        let from_y = if role == Role::Key { dims.kv_heads } else { dims.heads };
+        let own_heads = role.heads(dims);
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
             super::project::gla_project_kernel::launch_unchecked(
                 self.client,
                 cubes(tasks, &self.limits),
                 self.patch_dim(),
-                arg(y, rows * from_y * dims.value_dim),
+                arg(y, rows * own_heads * dims.value_dim),
                 self.gate(),
                 arg(states, self.states_len()),
                 arg(others, self.states_len()),

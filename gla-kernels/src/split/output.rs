@@ -43,8 +43,8 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
     let units = comptime!(spec.patch_units());
     let is_key = comptime!(spec.role == Role::Key);
     let gated = comptime!(dims.gate.is_some());
-    let x_heads = comptime!(if is_key { dims.kv_heads } else { dims.heads });
-    let y_heads = comptime!(if is_key { dims.heads } else { dims.kv_heads });
+    let x_heads = comptime!(spec.role.heads(dims));
+    let y_heads = comptime!(spec.role.other().heads(dims));
     let from_x = comptime!(Source { dims, own_heads: x_heads, width: key_dim, units });
     let from_y = comptime!(Source { dims, own_heads: y_heads, width: value_dim, units });
     let tiles_v = comptime!(value_dim.div_ceil(cols));

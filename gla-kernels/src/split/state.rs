@@ -57,7 +57,7 @@ pub(crate) fn gla_state_kernel<E: Float, G: Float>(
     let units = comptime!(spec.patch_units());
     let is_key = comptime!(spec.role == Role::Key);
     let gated = comptime!(dims.gate.is_some());
-    let own_heads = comptime!(if is_key { dims.kv_heads } else { dims.heads });
+    let own_heads = comptime!(spec.role.heads(dims));
     let from_y = comptime!(Source { dims, own_heads, width: value_dim, units });
     let tiles_v = comptime!(value_dim.div_ceil(cols));
     let tiles_k = comptime!(key_dim.div_ceil(channels));

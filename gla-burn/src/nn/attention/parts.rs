@@ -5,6 +5,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use super::{GateProjection, GatedLinearAttention};
 use crate::nn::init::{projection, projection_with_bias};
+use crate::nn::norm::check_norm_eps;
 use crate::nn::{
     FeatureMap, LinearFeatureMap, RmsNorm, RmsNormConfig, Rotary, ShortConv, ShortConvConfig,
 };
@@ -134,17 +135,17 @@ impl Parts {
     ///
     /// The first thing that is wrong.
     pub fn checked(self) -> Result<Self, String> {
-        let bad = |value: f64| value.is_nan() || value <= 0.0;
+        let normalizer = self.gate_logit_normalizer;
         let reason = if matches!(self.gate, GateParts::Vector(0)) {
             "gate_low_rank_dim must be at least 1, got 0".into()
-        } else if bad(self.gate_logit_normalizer) {
-            format!("gate_logit_normalizer must be positive, got {}", self.gate_logit_normalizer)
+        } else if normalizer.is_nan() || normalizer <= 0.0 {
+            format!("gate_logit_normalizer must be positive, got {normalizer}")
         } else if let Some(min) = self.clamp_min.filter(|min| min.is_nan() || *min > 0.0) {
             format!("clamp_min must be at most 0, got {min}")
         } else if self.conv_size == Some(0) {
             "conv_size must be at least 1, got 0".into()
-        } else if bad(self.norm_eps) {
-            format!("norm_eps must be positive, got {}", self.norm_eps)
+        } else if let Err(reason) = check_norm_eps(self.norm_eps) {
+            reason
         } else {
             if let Some(rotary) = self.rotary {
                 rotary.check(self.heads.k_dim)?;

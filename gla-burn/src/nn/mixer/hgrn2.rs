@@ -9,6 +9,7 @@ use burn::tensor::{DType, Device, Tensor, assert_shape};
 use super::{Mix, Operands, Pass, conv_shapes, convolve, mixer_methods, recur};
 use crate::Gate;
 use crate::nn::init::projection;
+use crate::nn::norm::check_norm_eps;
 use crate::nn::rows::{scale_rows, shift_rows};
 use crate::nn::{
     LayerState, LayerStateShape, RmsNorm, RmsNormConfig, SequenceLayout, ShortConv,
@@ -111,9 +112,8 @@ impl Hgrn2Config {
             ))
         } else if self.conv_size == 0 {
             Err("conv_size must be at least 1, got 0".into())
-        } else if self.norm_eps.is_nan() || self.norm_eps <= 0.0 {
-            Err(format!("norm_eps must be positive, got {}", self.norm_eps))
         } else {
+            check_norm_eps(self.norm_eps)?;
             Ok([heads, heads * ratio])
         }
     }

@@ -12,6 +12,7 @@ use super::ssm::{TimeSteps, pieces, softplus, uniform};
 use super::{Mix, Operands, Pass, mixer_methods, recur};
 use crate::Gate;
 use crate::nn::init::{projection, projection_with_bias};
+use crate::nn::norm::check_norm_eps;
 use crate::nn::rows::{project_rows, scale_rows, shift_rows};
 use crate::nn::swish::swish_gate;
 use crate::nn::{
@@ -134,9 +135,8 @@ impl Mamba2Config {
             Err("state_size must be at least 1, got 0".into())
         } else if self.conv_kernel == 0 {
             Err("conv_kernel must be at least 1, got 0".into())
-        } else if self.norm_eps.is_nan() || self.norm_eps <= 0.0 {
-            Err(format!("norm_eps must be positive, got {}", self.norm_eps))
         } else {
+            check_norm_eps(self.norm_eps)?;
             self.time_steps.check()?;
             Ok([inner, heads, inner + 2 * groups * state])
         }

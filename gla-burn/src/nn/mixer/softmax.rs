@@ -10,6 +10,7 @@ use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData, assert_shape};
 use super::{Mix, Pass, mixer_methods};
 use crate::nn::init::{projection, projection_with_bias};
 use crate::nn::rows::project_rows;
+use crate::nn::state::newest;
 use crate::nn::state_rows::aligned;
 use crate::nn::{LayerState, LayerStateShape, Rotary, SequenceLayout, StateAxis};
 
@@ -231,14 +232,9 @@ impl SoftmaxAttention {
 
     /// The tokens that a next one can see.
     fn last(&self, x: Tensor<4>) -> Tensor<4> {
-        let [_, length, _, _] = x.dims();
         match self.window_size {
-            Some(window) if window < length => {
-                // copied, not sliced: a view would keep the tokens that are forgotten
-                let kept = Tensor::arange((length - window) as i64..length as i64, &x.device());
-                x.select(1, kept)
-            }
-            _ => x,
+            Some(window) => newest(x, window),
+            None => x,
         }
     }
 

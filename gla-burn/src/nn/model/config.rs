@@ -5,6 +5,7 @@ use burn::tensor::Device;
 use super::GlaTransformer;
 use crate::nn::init::{normal, projection};
 use crate::nn::mixer::LayerPlace;
+use crate::nn::norm::check_norm_eps;
 use crate::nn::{
     FeatureMap, GatedLinearAttentionConfig, GlaBlockConfig, GlaMlpConfig, HybridAttention,
     MixerConfig, RmsNormConfig,
@@ -186,9 +187,7 @@ impl GlaTransformerConfig {
         if let Some((name, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
             return Err(format!("{name} must be at least 1, got 0"));
         }
-        if self.norm_eps.is_nan() || self.norm_eps <= 0.0 {
-            return Err(format!("norm_eps must be positive, got {}", self.norm_eps));
-        }
+        check_norm_eps(self.norm_eps)?;
         if let Some(attn) = &self.attn {
             let checked = attn.check(self.num_hidden_layers, self.hidden_size);
             checked.map_err(|error| error.to_string())?;
