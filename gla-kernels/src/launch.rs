@@ -4,14 +4,13 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use crate::combine::{self, ChunkDecays};
 use crate::components::ChunkMapLaunch;
 use crate::definition::{Lines, Place};
 use crate::reduce::{self, Sum};
 use crate::{DeviceLimits, GateKind, Problem};
 
-/// Words that a buffer has at least.
-const NOTHING: usize = 2;
+/// Words that a buffer has at least: those of a vector.
+const NOTHING: usize = 4;
 
 /// One chunked call on one device. `B` is the blueprint of its plan, which has the kernels.
 pub(crate) struct Launcher<'a, B> {
@@ -56,7 +55,7 @@ impl<'a, B> Launcher<'a, B> {
 
     /// Scratch of `len` f32.
     pub fn scratch(&self, len: usize) -> Handle {
-        self.client.empty(4 * len.max(1))
+        self.client.empty(4 * len.max(NOTHING))
     }
 
     /// Scratch of `len` elements of the inputs' type.
@@ -137,46 +136,6 @@ impl<'a, B> Launcher<'a, B> {
         if parts * group > 1 {
             let sum = Sum { parts, group, width, inner: 1 };
             self.reduce_heads(written, out, sum, [written_type, self.problem.dtype]);
-        }
-    }
-
-    /// Elements of a state a line.
-    pub fn lines_len(&self) -> usize {
-        let dims = self.problem.dims;
-        self.lines.count * dims.heads * dims.key_dim * dims.value_dim
-    }
-
-    /// Kernel `combine`, see [`combine`]: what the lines start from, of what they add, and the decays of
-    /// their chunks; from `start` to `end` of the sequences.
-    pub fn combine(
-        &self,
-        [added, starts]: [&Handle; 2],
-        (chunk_decays, decays): (Option<ChunkDecays>, BufferArg),
-        reversed: bool,
-        start: Option<&Handle>,
-        end: Option<&Handle>,
-    ) {
-        let (dims, len) = (self.problem.dims, self.lines_len());
-        let tasks = self.problem.num_sequences() * dims.heads * dims.key_dim;
-        // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
-        unsafe {
-            combine::gla_combine_kernel::launch_unchecked(
-                self.client,
-                cubes(tasks, &self.limits),
-                CubeDim::new_1d(combine::UNITS as u32),
-                start.map_or_else(|| self.nothing(), |start| arg(start, self.problem.state_len())),
-                end.map_or_else(|| self.nothing(), |end| arg(end, self.problem.state_len())),
-                arg(added, len),
-                arg(starts, len),
-                decays,
-                self.map(),
-                tasks,
-                dims,
-                chunk_decays,
-                reversed,
-                start.is_some(),
-                end.is_some(),
-            );
         }
     }
 

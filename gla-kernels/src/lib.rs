@@ -16,7 +16,6 @@
 
 mod backward;
 mod check;
-mod combine;
 mod components;
 mod definition;
 mod error;

@@ -5,12 +5,6 @@ use crate::{
     Problem, SCAN_CHUNK, ScanBlueprint, SplitBlueprint, Strategy,
 };
 
-/// Cubes a multiprocessor that the split plan's states should be walked by.
-const SPLIT_CUBES: usize = 4;
-
-/// Fewer segments would hardly repay the first walk, which takes as long as the second: two would not at all.
-const SPLIT_LEAST_SEGMENTS: usize = 4;
-
 /// Chooses the blueprint: the scan plan where the device multiplies the type on tensor cores, else
 /// the split plan.
 ///
@@ -49,39 +43,15 @@ fn scan_blueprint(problem: &Problem, limits: &DeviceLimits) -> ScanBlueprint {
     let chunks = problem.sequences.longest().div_ceil(SCAN_CHUNK);
     let wanted =
         if 5 * cubes >= 3 * limits.processors { 1 } else { 2 * limits.processors / cubes.max(1) };
-    let segment = chunks.div_ceil(segments(chunks, wanted)).max(1);
+    // as many as are wanted, if they have enough chunks each
+    let segments = wanted.clamp(1, (chunks / LEAST_CHUNKS).clamp(1, MAX_SEGMENTS));
+    let segment = chunks.div_ceil(segments).max(1);
     let mma = ScanBlueprint { segment, instruction: Instruction::Mma };
     let cmma = ScanBlueprint { segment, instruction: Instruction::Cmma };
     let fits = |blueprint: &ScanBlueprint| blueprint.validate(problem, limits).is_ok();
     let has_mma = limits.mma.contains(&problem.dtype);
     // of two that do not fit, the one that the device has says why
     [mma, cmma].into_iter().find(fits).unwrap_or(if has_mma { mma } else { cmma })
-}
-
-/// As many segments as are wanted, if they have enough chunks each.
-fn segments(chunks: usize, wanted: usize) -> usize {
-    wanted.clamp(1, (chunks / LEAST_CHUNKS).clamp(1, MAX_SEGMENTS))
-}
-
-/// Sequences in one piece, unless so few cubes would walk along them that they are cut at a gain, for the
-/// stage `state` takes two walks then.
-fn split_blueprint(
-    problem: &Problem,
-    limits: &DeviceLimits,
-    chunk: usize,
-    cols: usize,
-) -> SplitBlueprint {
-    let dims = problem.dims;
-    // none is of no rows, which a caller may ask for
-    let rows = chunk.max(1);
-    let tiles = dims.key_dim.div_ceil(rows) * dims.value_dim.div_ceil(cols);
-    let cubes = problem.num_sequences() * dims.heads * tiles;
-    let chunks = problem.sequences.longest().div_ceil(rows);
-    let segments = match segments(chunks, SPLIT_CUBES * limits.processors / cubes.max(1)) {
-        few if few < SPLIT_LEAST_SEGMENTS => 1,
-        segments => segments,
-    };
-    SplitBlueprint { chunk, cols, segment: chunks.div_ceil(segments).max(1) }
 }
 
 /// The shortest chunk that holds the longest sequence, else the longest one; tiles as wide as the
@@ -98,14 +68,13 @@ fn split(
     let wanted = wanted.unwrap_or(CHUNKS[CHUNKS.len() - 1]);
     let choices = if chunk.is_some() { 1 } else { CHUNKS.len() };
     let first = (chunk.unwrap_or(wanted), cols);
-    shrink(first, choices, problem, limits).map(Blueprint::Split)
+    shrink(first, choices, limits).map(Blueprint::Split)
 }
 
 /// The first of the blueprints that fits: narrower tiles before shorter chunks.
 fn shrink(
     first: (usize, usize),
     chunk_choices: usize,
-    problem: &Problem,
     limits: &DeviceLimits,
 ) -> Result<SplitBlueprint, GlaError> {
     let mut error = None;
@@ -115,8 +84,8 @@ fn shrink(
             if cols > first.1 {
                 continue;
             }
-            let candidate = split_blueprint(problem, limits, chunk, cols);
-            match candidate.validate(problem, limits) {
+            let candidate = SplitBlueprint { chunk, cols };
+            match candidate.validate(limits) {
                 Ok(()) => return Ok(candidate),
                 Err(e) => error = error.or(Some(e)),
             }
@@ -171,17 +140,18 @@ mod tests {
 
     #[test]
     fn long_sequences_of_few_heads_are_cut() {
-        let device = limits(48 << 10, 1024);
+        let half = ElemType::Float(FloatKind::BF16);
+        let device = DeviceLimits { mma: vec![half], ..limits(227 << 10, 1024) };
         let cut = |batch, time| {
             let sequences = Sequences::Uniform { batch, time };
-            let problem = Problem { sequences, ..problem(time, 128, 256) };
+            let problem = Problem { sequences, dtype: half, ..problem(time, 128, 256) };
             let blueprint = select(Strategy::Inferred, &problem, &device).unwrap();
             let (chunk, segment) = blueprint.cut();
             time.div_ceil(chunk).div_ceil(segment)
         };
         assert_eq!((cut(1, 65_536), cut(1, 4096), cut(4, 65_536)), (16, 8, 4));
         // nothing to cut, too little, cubes enough
-        assert_eq!((cut(1, 0), cut(1, 1024), cut(8, 65_536)), (0, 1, 1));
+        assert_eq!((cut(1, 0), cut(1, 512), cut(8, 65_536)), (0, 1, 1));
     }
 
     #[test]
@@ -190,11 +160,13 @@ mod tests {
         assert_eq!(chunk.unwrap_err().to_string(), "chunk: must be one of [16, 32, 64], got 48");
         let none = select(Strategy::Chunk(0), &problem(100, 8, 8), &limits(48 << 10, 1024));
         assert_eq!(none.unwrap_err().to_string(), "chunk: must be one of [16, 32, 64], got 0");
+        let half = ElemType::Float(FloatKind::BF16);
+        let cores = DeviceLimits { mma: vec![half], ..limits(227 << 10, 1024) };
         let cut = |segment| {
-            let blueprint = SplitBlueprint { chunk: 16, cols: 16, segment };
-            let strategy = Strategy::Forced(Blueprint::Split(blueprint));
-            let refused = select(strategy, &problem(1100, 8, 8), &limits(48 << 10, 1024));
-            refused.unwrap_err().to_string()
+            let blueprint = ScanBlueprint { segment, instruction: Instruction::Mma };
+            let strategy = Strategy::Forced(Blueprint::Scan(blueprint));
+            let problem = Problem { dtype: half, ..problem(4400, 8, 8) };
+            select(strategy, &problem, &cores).unwrap_err().to_string()
         };
         assert_eq!(cut(0), "segment: must be at least 1 chunk, got 0");
         let many = "segment: 69 chunks in segments of 1: a sequence has at most 64";
@@ -202,9 +174,9 @@ mod tests {
         let small = select(Strategy::Inferred, &problem(10, 8, 8), &limits(1 << 10, 1024));
         assert_eq!(
             small.unwrap_err().to_string(),
-            "state: needs 3328 bytes of shared memory, the device has 1024"
+            "chunk_state: needs 2304 bytes of shared memory, the device has 1024"
         );
-        let odd = SplitBlueprint { chunk: 64, cols: 0, segment: 1 };
+        let odd = SplitBlueprint { chunk: 64, cols: 0 };
         let odd = select(
             Strategy::Forced(Blueprint::Split(odd)),
             &problem(10, 8, 8),

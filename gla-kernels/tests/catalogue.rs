@@ -128,7 +128,7 @@ fn blueprints_agree() {
             check(device.name, &device.client, &case, f32, f32, Strategy::Chunk(chunk));
         }
         for &cols in widths {
-            let blueprint = SplitBlueprint { chunk: 32, cols, segment: usize::MAX };
+            let blueprint = SplitBlueprint { chunk: 32, cols };
             let strategy = Strategy::Forced(Blueprint::Split(blueprint));
             check(device.name, &device.client, &case, f32, f32, strategy);
         }
@@ -270,17 +270,17 @@ fn segments_brain() {
     segments(RefDType::BF16);
 }
 
-/// The same of the split plan.
+/// More chunks than the split plan's states are read ahead for, and states in vectors of 1, 2 and 4.
 #[test]
-fn split_segments() {
+fn split_many_chunks() {
     let cases = cases(&[
-        "vector-mixed-cu0.5.5.64.130-k20-v33-h4-kv2-init-final",
-        "vector-ls1-b2-t130-k20-v33-h4-kv2-init-final",
-        "scalar-ls16-t130-k20-v33-h2-final",
-        "fixed-ls1-b2-t130-k20-v33-h2-init-final",
-        "none-b2-t130-k20-v33-h2-init-final",
+        "vector-mixed-cu0.5.5.133.300-k20-v34-h4-kv2-init-final",
+        "vector-ls1-b2-t260-k20-v33-h4-kv2-init-final",
+        "scalar-ls16-t260-k20-v36-h2-final",
+        "fixed-ls1-b2-t140-k20-v36-h2-init-final",
+        "none-b2-t140-k20-v33-h2-init-final",
     ]);
-    let blueprint = SplitBlueprint { chunk: 16, cols: 16, segment: 2 };
+    let blueprint = SplitBlueprint { chunk: 16, cols: 16 };
     let strategy = Strategy::Forced(Blueprint::Split(blueprint));
     for device in devices() {
         for dtype in [RefDType::F32, RefDType::F16] {

@@ -6,8 +6,8 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use gla_benches::{Shape, Work};
 use gla_kernels::{
-    Blueprint, Dims, GateKind, Instruction, Plan, Problem, ScanBlueprint, Sequences,
-    SplitBlueprint, Strategy, check_chunked,
+    Blueprint, Dims, GateKind, Instruction, Plan, Problem, Sequences, Strategy,
+    check_chunked,
 };
 use half::{bf16, f16};
 
@@ -152,10 +152,10 @@ impl Run {
         if let (Blueprint::Scan(scan), Some(instruction)) = (&mut blueprint, instruction) {
             scan.instruction = instruction;
         }
-        if let Some(chunks) = self.segment {
-            let (Blueprint::Scan(ScanBlueprint { segment, .. })
-            | Blueprint::Split(SplitBlueprint { segment, .. })) = &mut blueprint;
-            *segment = chunks;
+        match (&mut blueprint, self.segment) {
+            (_, None) => {}
+            (Blueprint::Scan(scan), Some(chunks)) => scan.segment = chunks,
+            (Blueprint::Split(_), Some(_)) => bail!("--segment: the split plan has none"),
         }
         check_chunked(client, problem, Strategy::Forced(blueprint), true)?;
         Ok(blueprint)

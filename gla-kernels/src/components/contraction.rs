@@ -50,30 +50,22 @@ pub const PATCH_COLS: usize = 4;
 /// Accumulators of a unit.
 pub const PATCH: usize = PATCH_ROWS * PATCH_COLS;
 
-/// The patch of a unit: neighbouring rows of a sub-chunk, and columns `step` apart, so that neighbours read and
-/// write neighbours. Its accumulators are `[row, column]`.
+/// The patch of a unit: neighbouring rows of a sub-chunk and neighbouring columns, so that four operands are one
+/// read. Its accumulators are `[row, column]`.
 #[derive(CubeType, Clone, Copy)]
 pub struct Patch {
     /// First row.
     pub row: usize,
     /// First column.
     pub col: usize,
-    /// From column to column.
-    #[cube(comptime)]
-    pub step: usize,
 }
 
 #[cube]
 impl Patch {
     /// Of a unit, in a tile of so many columns.
     pub fn of(unit: usize, #[comptime] cols: usize) -> Patch {
-        let step = comptime!(cols / PATCH_COLS);
-        Patch { row: unit / step * PATCH_ROWS, col: unit % step, step }
-    }
-
-    /// A column.
-    pub fn column(&self, c: usize) -> usize {
-        self.col + c * self.step
+        let across = comptime!(cols / PATCH_COLS);
+        Patch { row: unit / across * PATCH_ROWS, col: unit % across * PATCH_COLS }
     }
 
     /// The sub-chunk that the rows are of.
@@ -84,7 +76,7 @@ impl Patch {
     /// `acc[r, c] += sum_d a[block, d, r] * b[d, c]`.
     ///
     /// * `a`: shared memory, `[blocks, depth, PITCH]`, of which the 16 rows of a sub-chunk are the first.
-    /// * `b`: shared memory, `[depth, b_stride]`.
+    /// * `b`: shared memory, `[depth, b_stride]`, a multiple of 4.
     pub fn contract(
         &self,
         acc: &mut Array<f32>,
@@ -98,7 +90,7 @@ impl Patch {
             let mut x = Array::<f32>::new(PATCH_COLS);
             #[unroll]
             for c in 0..PATCH_COLS {
-                x[c] = b[d * b_stride + self.column(c)];
+                x[c] = b[d * b_stride + self.col + c];
             }
             #[unroll]
             for r in 0..PATCH_ROWS {

@@ -6,8 +6,12 @@ use super::{ChunkRows, decay_or_one, row_offset};
 use crate::{Dims, SUB};
 
 /// From one column of 16 rows to the next in shared memory. Units that walk along neighbouring columns, and those
-/// that put down a tile's rows as columns, would all meet in one or two banks if it were 16.
-pub const PITCH: usize = SUB + 1;
+/// that put down a tile's rows as columns, would all meet in one or two banks if it were 16; every column begins
+/// where four of its rows can be read at once.
+pub const PITCH: usize = SUB + 4;
+
+/// Bytes that tiles are aligned to, so that this is seen.
+pub const TILE_ALIGN: usize = 16;
 
 /// `x[at]` in f32, or zero. Without a branch: kernels are full of these, and each branch would cost
 /// compile time and divergence.
@@ -47,6 +51,28 @@ pub fn load_rows<E: Float>(
         let (r, c) = (at / cols, at % cols);
         let offset = row_offset(row0 + r, head, from.dims, from.own_heads, from.width);
         out[at] = read_or_zero::<E>(x, offset + col0 + c, r < len && col0 + c < from.width);
+    }
+}
+
+/// The transpose of such a tile, ready to be the left operand of a contraction over its rows:
+/// `out[(block * 16 + r) * PITCH + c] = x[row0 + r, head, col0 + 16 block + c]`.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+pub fn load_columns<E: Float>(
+    x: &[E],
+    out: &mut [f32],
+    row0: usize,
+    len: usize,
+    head: usize,
+    col0: usize,
+    #[comptime] cols: usize,
+    #[comptime] from: Source,
+) {
+    for at in range_stepped(UNIT_POS as usize, comptime!(SUB * cols), from.units) {
+        let (r, c) = (at / cols, at % cols);
+        let offset = row_offset(row0 + r, head, from.dims, from.own_heads, from.width);
+        out[((c / SUB) * SUB + r) * PITCH + c % SUB] =
+            read_or_zero::<E>(x, offset + col0 + c, r < len && col0 + c < from.width);
     }
 }
 
@@ -138,75 +164,19 @@ pub fn scale_to_edge(
     #[comptime] units: usize,
 ) {
     for column in range_stepped(UNIT_POS as usize, columns, units) {
-        totals[column] =
-            scale_column(x, decays, column * PITCH, comptime!(1usize), f32::new(1.0), is_key);
-    }
-}
-
-/// The decay of each column, as [`scale_to_edge`] stores it.
-#[cube]
-pub fn decay_columns(
-    decays: &[f32],
-    totals: &mut [f32],
-    #[comptime] columns: usize,
-    #[comptime] units: usize,
-) {
-    for column in range_stepped(UNIT_POS as usize, columns, units) {
         let mut w = f32::new(1.0);
-        for row in 0..SUB {
-            w *= decays[column * PITCH + row];
+        for walk in 0..SUB {
+            let row = column * PITCH + row_of(walk, is_key);
+            if is_key {
+                x[row] *= w;
+                w *= decays[row];
+            } else {
+                w *= decays[row];
+                x[row] *= w;
+            }
         }
         totals[column] = w;
     }
-}
-
-/// As [`scale_to_edge`], to the edge of the chunk.
-#[cube]
-pub fn scale_to_chunk_edge(
-    x: &mut [f32],
-    decays: &[f32],
-    totals: &[f32],
-    #[comptime] is_key: bool,
-    #[comptime] columns: usize,
-    #[comptime] units: usize,
-) {
-    for column in range_stepped(UNIT_POS as usize, columns, units) {
-        let (block, c) = (column / SUB, column % SUB);
-        let w = if is_key {
-            decay_between(totals, block + 1, comptime!(columns / SUB), c, SUB)
-        } else {
-            decay_between(totals, 0, block, c, SUB)
-        };
-        scale_column(x, decays, column * PITCH, comptime!(1usize), w, is_key);
-    }
-}
-
-/// Multiplies a column of 16 rows, `stride` apart, by the decay to an edge that is the factor `from` away from
-/// the edge of its sub-chunk, and returns that times the decay of the sub-chunk.
-#[cube]
-pub fn scale_column(
-    x: &mut [f32],
-    decays: &[f32],
-    at: usize,
-    #[comptime] stride: usize,
-    from: f32,
-    #[comptime] is_key: bool,
-) -> f32 {
-    let mut w = from;
-    if is_key {
-        for step in 0..SUB {
-            let row = at + (SUB - 1 - step) * stride;
-            x[row] *= w;
-            w *= decays[row];
-        }
-    } else {
-        for step in 0..SUB {
-            let row = at + step * stride;
-            w *= decays[row];
-            x[row] *= w;
-        }
-    }
-    w
 }
 
 /// Product of the totals of the sub-chunks, or other groups of rows, `from..to` for channel `c` (`totals[block * width + c]`).

@@ -81,7 +81,7 @@ impl Blueprint {
     pub(crate) const fn cut(&self) -> (usize, usize) {
         let segment = match self {
             Blueprint::Scan(blueprint) => blueprint.segment,
-            Blueprint::Split(blueprint) => blueprint.segment,
+            Blueprint::Split(_) => usize::MAX,
         };
         (self.chunk(), segment)
     }
@@ -94,7 +94,7 @@ impl Blueprint {
     pub fn validate(&self, problem: &Problem, limits: &DeviceLimits) -> Result<(), GlaError> {
         match self {
             Blueprint::Scan(blueprint) => blueprint.validate(problem, limits),
-            Blueprint::Split(blueprint) => blueprint.validate(problem, limits),
+            Blueprint::Split(blueprint) => blueprint.validate(limits),
         }
     }
 }
@@ -110,22 +110,6 @@ pub const MAX_SEGMENTS: usize = 64;
 
 /// Chunks that a segment has at least: shorter ones would not repay the first walk.
 pub const LEAST_CHUNKS: usize = 8;
-
-/// Checks that a sequence has no more segments, of so many chunks of so many rows, than can be combined.
-fn check_segment(problem: &Problem, chunk: usize, segment: usize) -> Result<(), GlaError> {
-    if segment == 0 {
-        let message = "must be at least 1 chunk, got 0".to_string();
-        return Err(GlaError::Argument { name: "segment", message });
-    }
-    let chunks = problem.sequences.longest().div_ceil(chunk);
-    if chunks.div_ceil(segment) > MAX_SEGMENTS {
-        let message = format!(
-            "{chunks} chunks in segments of {segment}: a sequence has at most {MAX_SEGMENTS}"
-        );
-        return Err(GlaError::Argument { name: "segment", message });
-    }
-    Ok(())
-}
 
 /// Choices of the scan plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -173,22 +157,36 @@ impl ScanBlueprint {
             return Err(GlaError::Argument { name: "plan", message });
         }
         scan::validate(problem.dims, self.instruction, limits)?;
-        check_segment(problem, SCAN_CHUNK, self.segment)
+        check_segment(problem, self.segment)
     }
+}
+
+/// Checks that a sequence has no more segments, of so many chunks, than can be combined.
+fn check_segment(problem: &Problem, segment: usize) -> Result<(), GlaError> {
+    if segment == 0 {
+        let message = "must be at least 1 chunk, got 0".to_string();
+        return Err(GlaError::Argument { name: "segment", message });
+    }
+    let chunks = problem.sequences.longest().div_ceil(SCAN_CHUNK);
+    if chunks.div_ceil(segment) > MAX_SEGMENTS {
+        let message = format!(
+            "{chunks} chunks in segments of {segment}: a sequence has at most {MAX_SEGMENTS}"
+        );
+        return Err(GlaError::Argument { name: "segment", message });
+    }
+    Ok(())
 }
 
 /// Choices of the split plan, which multiplies in registers.
 ///
 /// A unit owns 16 rows of one column, `chunk / 16 * cols` units a cube (`scores`: `chunk / 16 * chunk`), or in
-/// `state`, `output` and `project` a patch of 8 x 4, half as many units.
+/// `chunk_state`, `output` and `project` a patch of 8 x 4, half as many units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SplitBlueprint {
     /// Rows of a chunk, one of [`CHUNKS`]. Also the key channels of a state tile.
     pub chunk: usize,
     /// Columns of an output tile, one of [`COLS`].
     pub cols: usize,
-    /// As [`ScanBlueprint::segment`], for the stage `state` alone: the others work on all chunks in parallel.
-    pub segment: usize,
 }
 
 /// The limits of a device that decide what fits.
@@ -340,13 +338,14 @@ impl SplitBlueprint {
     }
 
     /// Shared memory of each kernel in bytes.
-    pub const fn shared_memory(&self) -> [(&'static str, usize); 5] {
+    pub const fn shared_memory(&self) -> [(&'static str, usize); 6] {
         let (chunk, cols, blocks) = (self.chunk, self.cols, self.blocks());
         [
-            ("state", 4 * (2 * PITCH * chunk + SUB * cols + 2 * chunk)),
+            ("prepare", 4 * blocks * cols),
+            ("chunk_state", 4 * (PITCH * chunk + SUB * cols)),
             ("scores", 4 * (3 * PITCH * chunk + SUB * blocks)),
-            ("output", 4 * (2 * PITCH * chunk + SUB * cols + SUB * blocks)),
-            ("project", 4 * (PITCH * chunk + SUB * (cols + 2) + chunk / PATCH_ROWS * cols + cols)),
+            ("output", 4 * (PITCH * chunk + SUB * cols)),
+            ("project", 4 * (PITCH * chunk + 2 * SUB * (cols + 4) + chunk / PATCH_ROWS * cols + cols)),
             ("intra_grad", 4 * (chunk * cols + PITCH * chunk + (2 + blocks) * blocks * cols)),
         ]
     }
@@ -356,17 +355,15 @@ impl SplitBlueprint {
     /// # Errors
     ///
     /// [`GlaError::Chunk`] and [`GlaError::Cols`] for lengths and widths that do not exist,
-    /// [`GlaError::Argument`] that names `segment` where segments have no chunks or are too many, and
     /// [`GlaError::SharedMemory`], [`GlaError::Units`] and [`GlaError::Bindings`] where a kernel does not fit
     /// the device.
-    pub fn validate(&self, problem: &Problem, limits: &DeviceLimits) -> Result<(), GlaError> {
+    pub fn validate(&self, limits: &DeviceLimits) -> Result<(), GlaError> {
         if !CHUNKS.contains(&self.chunk) {
             return Err(GlaError::Chunk { allowed: CHUNKS, got: self.chunk });
         }
         if !COLS.contains(&self.cols) {
             return Err(GlaError::Cols { allowed: COLS, got: self.cols });
         }
-        check_segment(problem, self.chunk, self.segment)?;
         for (kernel, requested) in self.shared_memory() {
             limits.check_shared_memory(kernel, requested)?;
         }

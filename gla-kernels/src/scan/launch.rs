@@ -11,7 +11,7 @@ use super::walk_spec::{Decay, Intra, ROWS_LEN, TOTAL, WalkShape, WalkSpec};
 use super::{
     CHUNK, ChunkSpec, intra_grad, padded, part_type, prepare, row_gate, scores, state_walk, walk,
 };
-use crate::combine::ChunkDecays;
+use super::combine::{self, ChunkDecays};
 use crate::launch::{Launcher, arg, cubes, widest_vector};
 use crate::{Instruction, ScanBlueprint};
 
@@ -82,7 +82,7 @@ impl Launcher<'_, ScanBlueprint> {
     }
 
     /// The states between the lines for a walk with `update` and `right`, from `start` to `end` of
-    /// the sequences: a first walk and `combine`, see [`crate::combine`], if the lines are segments.
+    /// the sequences: a first walk and `combine`, see [`combine`], if the lines are segments.
     pub fn ends(
         &self,
         made: &Prepared,
@@ -106,6 +106,46 @@ impl Launcher<'_, ScanBlueprint> {
         let decays = (chunk_decays, self.decays(&made.decays));
         self.combine([&added, &starts], decays, reversed, start, end);
         Ends { start: Some(starts), end: None }
+    }
+
+    /// Elements of a state a line.
+    pub fn lines_len(&self) -> usize {
+        let dims = self.problem.dims;
+        self.lines.count * dims.heads * dims.key_dim * dims.value_dim
+    }
+
+    /// Kernel `combine`, see [`combine`]: what the lines start from, of what they add, and the decays of
+    /// their chunks; from `start` to `end` of the sequences.
+    fn combine(
+        &self,
+        [added, starts]: [&Handle; 2],
+        (chunk_decays, decays): (Option<ChunkDecays>, BufferArg),
+        reversed: bool,
+        start: Option<&Handle>,
+        end: Option<&Handle>,
+    ) {
+        let (dims, len) = (self.problem.dims, self.lines_len());
+        let tasks = self.problem.num_sequences() * dims.heads * dims.key_dim;
+        // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
+        unsafe {
+            combine::gla_combine_kernel::launch_unchecked(
+                self.client,
+                cubes(tasks, &self.limits),
+                CubeDim::new_1d(combine::UNITS as u32),
+                start.map_or_else(|| self.nothing(), |start| arg(start, self.problem.state_len())),
+                end.map_or_else(|| self.nothing(), |end| arg(end, self.problem.state_len())),
+                arg(added, len),
+                arg(starts, len),
+                decays,
+                self.map(),
+                tasks,
+                dims,
+                chunk_decays,
+                reversed,
+                start.is_some(),
+                end.is_some(),
+            );
+        }
     }
 
     /// Kernel `state_walk`, see [`state_walk`].

@@ -8,11 +8,12 @@
 //! | [`scores`] | chunk and head | other gates: `A`, its gradient, the decays of the rows |
 //! | [`walk`] | sequence, head, columns | carries a state along the chunks and reads outputs off it: `o`, `dv`, `dk`, `dq` or their shares through the state |
 //! | [`state_walk`] | segment, head, part of the state | what a segment adds to a state, where sequences are long and few |
-//! | [`combine`](crate::combine) | sequence, head, key channel | the states between segments |
+//! | [`combine`] | sequence, head, key channel | the states between segments |
 //! | [`intra_grad`] | chunk and head | vector gate: the shares of `dq` and `dk` inside the chunk, and `dg` |
 //! | [`row_gate`] | chunk and head | other gates: `dg` |
 //! | [`crate::reduce`] | | head groups, parts, fixed gates |
 
+mod combine;
 mod gate_terms;
 mod intra;
 pub mod intra_grad;

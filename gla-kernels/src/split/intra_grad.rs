@@ -27,7 +27,7 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, PITCH, Role, contract, decay_between, decay_or_one, load_pairs, read_or_zero, row_of,
+    ChunkMap, PITCH, Role, TILE_ALIGN, contract, decay_between, decay_or_one, load_pairs, read_or_zero, row_of,
     row_offset, step_chunk, zeros,
 };
 
@@ -76,7 +76,7 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
 
     // partner[row, col]: the other end of the pairs, scaled to the edge of its sub-chunk
     let mut partner = Shared::<[f32]>::new_slice(comptime!(chunk_len * cols));
-    let mut pairs = Shared::<[f32]>::new_slice(comptime!(PITCH * chunk_len));
+    let mut pairs = Shared::<[f32]>::new_aligned_slice(comptime!(PITCH * chunk_len), TILE_ALIGN);
     let mut totals = Shared::<[f32]>::new_slice(comptime!(blocks * cols));
     let mut sums = Shared::<[f32]>::new_slice(comptime!(blocks * cols));
     let mut cuts = Shared::<[f32]>::new_slice(comptime!(blocks * blocks * cols));

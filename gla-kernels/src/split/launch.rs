@@ -5,11 +5,27 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::StageSpec;
-use super::state::Leaves;
 use crate::SplitBlueprint;
-use crate::combine::ChunkDecays;
 use crate::components::Role;
-use crate::launch::{Launcher, arg, cubes};
+use crate::launch::{Launcher, arg, cubes, widest_vector};
+
+/// What stage `prepare` leaves.
+pub(crate) struct Prepared {
+    /// Rows of queries and keys that a state meets.
+    rows: [Handle; 2],
+    dtype: ElemType,
+    /// Of the chunks, `[chunks, H, K]`.
+    decays: Handle,
+}
+
+impl Prepared {
+    fn of(&self, role: Role) -> &Handle {
+        match role {
+            Role::Query => &self.rows[0],
+            Role::Key => &self.rows[1],
+        }
+    }
+}
 
 impl Launcher<'_, SplitBlueprint> {
     /// Elements of the states between chunks.
@@ -18,8 +34,13 @@ impl Launcher<'_, SplitBlueprint> {
         self.lines.num_chunks * dims.heads * dims.key_dim * dims.value_dim
     }
 
+    /// Scratch for rows of keys of every query head.
+    pub fn key_rows(&self) -> Handle {
+        self.scratch(self.row_heads() * self.problem.dims.key_dim)
+    }
+
     fn spec(&self, role: Role) -> StageSpec {
-        let SplitBlueprint { chunk, cols, .. } = self.blueprint;
+        let SplitBlueprint { chunk, cols } = self.blueprint;
         StageSpec { dims: self.problem.dims, chunk, cols, role }
     }
 
@@ -32,77 +53,112 @@ impl Launcher<'_, SplitBlueprint> {
         self.lines.num_chunks * self.problem.dims.heads * self.problem.dims.key_dim
     }
 
-    /// The states between chunks, and that at the end of each sequence.
-    ///
-    /// Where the lines are segments, a first walk leaves what each adds to a state of zero, and `combine` what
-    /// it starts from.
+    /// Stage `prepare`, see [`super::prepare`], into the buffers that it is given; without a gate the rows are the
+    /// inputs themselves.
+    pub fn prepare(&self, [q, k]: [&Handle; 2], into: impl FnOnce() -> [Handle; 2]) -> Prepared {
+        let dims = self.problem.dims;
+        if !dims.gate.is_some() {
+            let rows = [q, k].map(Handle::clone);
+            return Prepared { rows, dtype: self.problem.dtype, decays: self.scratch(1) };
+        }
+        let ([q_out, k_out], decays) = (into(), self.scratch(self.decays_len()));
+        let tasks = self.lines.num_chunks * dims.heads * dims.key_dim.div_ceil(self.blueprint.cols);
+        if tasks > 0 {
+            // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
+            unsafe {
+                super::prepare::gla_split_prepare_kernel::launch_unchecked(
+                    self.client,
+                    cubes(tasks, &self.limits),
+                    CubeDim::new_1d(self.blueprint.units() as u32),
+                    arg(q, self.row_heads() * dims.key_dim),
+                    arg(k, self.problem.rows() * dims.kv_heads * dims.key_dim),
+                    self.gate(),
+                    arg(&q_out, self.row_heads() * dims.key_dim),
+                    arg(&k_out, self.row_heads() * dims.key_dim),
+                    arg(&decays, self.decays_len()),
+                    self.map(),
+                    tasks,
+                    self.spec(Role::Query),
+                    self.types(),
+                );
+            }
+        }
+        Prepared { rows: [q_out, k_out], dtype: f32::elem_type_native(), decays }
+    }
+
+    /// The states between chunks, from before the sequences to after them.
     pub fn states(
         &self,
         role: Role,
-        operands: [&Handle; 2],
-        start: Option<&Handle>,
+        made: &Prepared,
+        y: &Handle,
+        ends: (Option<&Handle>, Option<&Handle>),
         states: &Handle,
-        end: &Handle,
     ) {
-        if !self.lines.segmented {
-            return self.state(operands, start, states, end, self.spec(role), Leaves::States);
-        }
-        let dims = self.problem.dims;
-        let len = self.lines_len();
-        let [added, starts] = [len; 2].map(|len| self.scratch(len));
-        let decays = self.scratch(self.decays_len());
-        let spec = self.spec(role);
-        self.state(operands, None, &decays, &added, spec, Leaves::Decays);
-        let by_channel = ChunkDecays { stride: dims.key_dim, of_all: None };
-        let decays = (dims.gate.is_some().then_some(by_channel), arg(&decays, self.decays_len()));
-        let reversed = role == Role::Query;
-        self.combine([&added, &starts], decays, reversed, start, Some(end));
-        // what it leaves at the ends of segments is known
-        self.state(operands, Some(&starts), states, &added, spec, Leaves::States);
+        self.chunk_state(role, made, y, states);
+        self.state_passing(role, &made.decays, ends, states);
     }
 
-    /// Stage `state`, see [`super::state`].
-    fn state(
-        &self,
-        [x, y]: [&Handle; 2],
-        start: Option<&Handle>,
-        left: &Handle,
-        end: &Handle,
-        spec: StageSpec,
-        leaves: Leaves,
-    ) {
-        let dims = self.problem.dims;
+    /// Stage `chunk_state`, see [`super::chunk_state`].
+    fn chunk_state(&self, role: Role, made: &Prepared, y: &Handle, added: &Handle) {
+        let (dims, spec) = (self.problem.dims, self.spec(role));
         let tiles = dims.value_dim.div_ceil(spec.cols) * dims.key_dim.div_ceil(spec.chunk);
-        let tasks = tiles * dims.heads * self.lines.count;
+        let tasks = tiles * dims.heads * self.lines.num_chunks;
         if tasks == 0 {
             return;
         }
         let rows = self.problem.rows();
-        let own_heads = spec.role.heads(dims);
-        let left_len = match leaves {
-            Leaves::States => self.states_len().max(1),
-            Leaves::Decays => self.decays_len(),
-        };
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
-            super::state::gla_state_kernel::launch_unchecked(
+            super::chunk_state::gla_chunk_state_kernel::launch_unchecked(
                 self.client,
                 cubes(tasks, &self.limits),
                 self.patch_dim(),
-                // without rows there is nothing to read; an empty buffer could not be bound
-                if rows == 0 { self.nothing() } else { arg(x, rows * own_heads * dims.key_dim) },
-                if rows == 0 { self.nothing() } else { arg(y, rows * own_heads * dims.value_dim) },
-                if rows == 0 { self.nothing() } else { self.gate() },
-                start.map_or_else(|| self.nothing(), |start| arg(start, self.lines_len())),
-                arg(left, left_len),
-                arg(end, self.lines_len()),
+                arg(made.of(role), rows * spec.x_heads() * dims.key_dim),
+                arg(y, rows * role.heads(dims) * dims.value_dim),
+                arg(added, self.states_len()),
                 self.map(),
                 tasks,
                 self.problem.scale,
                 spec,
-                leaves,
+                [made.dtype, self.problem.dtype],
+            );
+        }
+    }
+
+    /// Stage `state_passing`, see [`super::state_passing`].
+    fn state_passing(
+        &self,
+        role: Role,
+        decays: &Handle,
+        (start, end): (Option<&Handle>, Option<&Handle>),
+        states: &Handle,
+    ) {
+        let dims = self.problem.dims;
+        let size = widest_vector(dims.value_dim, &[4, 2]);
+        let (len, own) = (self.states_len(), self.problem.state_len() / size);
+        if own == 0 {
+            return;
+        }
+        let end_of = |x: Option<&Handle>| x.map_or_else(|| self.nothing(), |x| arg(x, own));
+        // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths. Without chunks it
+        // neither reads nor writes the states.
+        unsafe {
+            super::state_passing::gla_state_passing_kernel::launch_unchecked(
+                self.client,
+                cubes(own.div_ceil(super::state_passing::UNITS), &self.limits),
+                CubeDim::new_1d(super::state_passing::UNITS as u32),
+                size,
+                end_of(start),
+                end_of(end),
+                arg(states, (len / size).max(1)),
+                arg(decays, self.decays_len().max(1)),
+                self.map(),
+                own,
+                dims,
+                role == Role::Query,
                 start.is_some(),
-                self.types(),
+                end.is_some(),
             );
         }
     }
@@ -138,35 +194,33 @@ impl Launcher<'_, SplitBlueprint> {
     pub fn output(
         &self,
         role: Role,
-        [x, y]: [&Handle; 2],
+        made: &Prepared,
+        y: &Handle,
         [states, a]: [&Handle; 2],
         out: (&Handle, ElemType),
     ) {
-        let dims = self.problem.dims;
-        let tasks =
-            self.lines.num_chunks * dims.heads * dims.value_dim.div_ceil(self.blueprint.cols);
+        let (dims, spec) = (self.problem.dims, self.spec(role));
+        let tasks = self.lines.num_chunks * dims.heads * dims.value_dim.div_ceil(spec.cols);
         if tasks == 0 {
             return;
         }
         let rows = self.problem.rows();
-        let (x_heads, y_heads) = (role.heads(dims), role.other().heads(dims));
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
             super::output::gla_output_kernel::launch_unchecked(
                 self.client,
                 cubes(tasks, &self.limits),
                 self.patch_dim(),
-                arg(x, rows * x_heads * dims.key_dim),
-                arg(y, rows * y_heads * dims.value_dim),
-                self.gate(),
+                arg(made.of(role), rows * spec.x_heads() * dims.key_dim),
+                arg(y, rows * role.other().heads(dims) * dims.value_dim),
                 arg(states, self.states_len()),
                 arg(a, self.row_heads() * self.blueprint.chunk),
                 arg(out.0, self.row_heads() * dims.value_dim),
                 self.map(),
                 tasks,
                 self.problem.scale,
-                self.spec(role),
-                [self.problem.dtype, self.problem.gate_type(), out.1],
+                spec,
+                [made.dtype, self.problem.dtype, out.1],
             );
         }
     }

@@ -3,19 +3,23 @@
 //!
 //! | stage | `Role::Query` | `Role::Key` |
 //! |---|---|---|
-//! | [`state`], of segments with [`combine`](crate::combine) | gradients of the state at chunk ends, `dh0` | states at chunk starts, final state |
+//! | [`prepare`], with a gate | `q_t * W[t, 0]` | `k_s * W[L, s]` |
+//! | [`chunk_state`] | what each chunk adds to the state's gradient | what each adds to the state |
+//! | [`state_passing`] | gradients of the state at chunk ends, `dh0` | states at chunk starts, final state |
 //! | [`scores`] | `A = scale q k^T` with decay, or `dA = scale do v^T` without | |
-//! | [`output`] | `o` from `q`, the states, `A`, `v` | `dv` from `k`, the state gradients, `A^T`, `do` |
+//! | [`output`] | `o` from those rows, the states, `A`, `v` | `dv` from those rows, the state gradients, `A^T`, `do` |
 //! | [`project`] | share of `dq` from the state | share of `dk` from the state gradient; starts `dg` |
 //! | [`intra_grad`] | rest of `dq` from `dA`; adds to `dg` | rest of `dk`; adds to `dg` |
 
+pub mod chunk_state;
 pub mod intra_grad;
 mod launch;
 pub mod output;
 mod plan;
+pub mod prepare;
 pub mod project;
 pub mod scores;
-pub mod state;
+pub mod state_passing;
 
 pub(crate) use plan::{backward, forward};
 
@@ -31,15 +35,14 @@ pub(crate) fn scratch(
     let dims = problem.dims;
     let chunks = problem.sequences.num_chunks(blueprint.chunk);
     let row_heads = problem.rows() * dims.heads;
-    let state = dims.heads * dims.key_dim * dims.value_dim;
-    let states = chunks.saturating_mul(state);
-    let segment = blueprint.chunk.saturating_mul(blueprint.segment);
-    let segments = problem.sequences.num_chunks(segment);
+    let states = chunks.saturating_mul(dims.heads * dims.key_dim * dims.value_dim);
     let mut all = vec![
         ("the states between chunks", states, 4),
-        ("the states between segments", segments.saturating_mul(state), 4),
         ("the intra-chunk matrix [B, T, H, chunk]", row_heads.saturating_mul(blueprint.chunk), 4),
     ];
+    if dims.gate.is_some() {
+        all.push(("rows times their decay", row_heads.saturating_mul(dims.key_dim), 4));
+    }
     if grads {
         let values = if dims.heads > dims.kv_heads { dims.value_dim } else { 0 };
         let width = dims.key_dim.max(values);
@@ -67,12 +70,17 @@ impl StageSpec {
         self.chunk / SUB
     }
 
-    /// Units of a cube where each owns 16 rows of a column: `intra_grad`.
+    /// Heads of the rows that a state meets: `prepare` leaves them for each query head.
+    pub fn x_heads(&self) -> usize {
+        if self.dims.gate.is_some() { self.dims.heads } else { self.role.heads(self.dims) }
+    }
+
+    /// Units of a cube where each owns 16 rows of a column: `prepare`, `intra_grad`.
     pub const fn units(&self) -> usize {
         self.blocks() * self.cols
     }
 
-    /// Units of a cube where each owns a patch: `state`, `output`, `project`.
+    /// Units of a cube where each owns a patch: `chunk_state`, `output`, `project`.
     pub const fn patch_units(&self) -> usize {
         self.chunk * self.cols / PATCH
     }

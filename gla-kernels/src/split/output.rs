@@ -1,7 +1,7 @@
 //! Stage `output`: rows from the state and from the chunk itself.
 //!
-//! `Role::Query`: `o_t = scale * (q_t exp(g to t))^T S + sum_{s <= t} A[t, s] v_s`.
-//! `Role::Key`: `dv_s = (k_s exp(g after s))^T D + sum_{t >= s} A[t, s] do_t`.
+//! `Role::Query`: `o_t = scale * (q_t * W[t, 0])^T S + sum_{s <= t} A[t, s] v_s`.
+//! `Role::Key`: `dv_s = (k_s * W[L, s])^T E + sum_{t >= s} A[t, s] do_t`.
 //!
 //! A cube owns all rows of one chunk and `cols` value columns of one head; a unit owns a patch of them. No
 //! atomics: each output element has one owner.
@@ -11,20 +11,19 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, PATCH, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, Source, decay_columns, load_chunk,
-    load_chunk_decays, load_pairs, load_rows, read_or_zero, scale_to_chunk_edge, zeros,
+    ChunkMap, PATCH, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, Source, TILE_ALIGN, load_chunk,
+    load_pairs, load_rows, read_or_zero, zeros,
 };
 
-/// * `x`: `q [rows, H, K]` (Query) or `k [rows, Hk, K]` (Key)
+/// * `x`: `q` (Query) or `k` (Key), with a gate as `prepare` leaves them: `[rows, spec.x_heads(), K]`
 /// * `y`: `v [rows, Hk, V]` (Query) or `do [rows, H, V]` (Key)
 /// * `states`: `[chunks, H, K, V]`, `a`: `[rows, H, chunk]`
 /// * `out`: `[rows, H, V]`
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
-    x: &[E],
-    y: &[E],
-    gate: &[G],
+pub(crate) fn gla_output_kernel<X: Float, Y: Float, O: Float>(
+    x: &[X],
+    y: &[Y],
     states: &[f32],
     a: &[f32],
     out: &mut [O],
@@ -32,7 +31,7 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
     tasks: usize,
     scale: f32,
     #[comptime] spec: StageSpec,
-    #[define(E, G, O)] _dtypes: [ElemType; 3],
+    #[define(X, Y, O)] _dtypes: [ElemType; 3],
 ) {
     let dims = comptime!(spec.dims);
     let key_dim = comptime!(dims.key_dim);
@@ -42,9 +41,7 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
     let cols = comptime!(spec.cols);
     let units = comptime!(spec.patch_units());
     let is_key = comptime!(spec.role == Role::Key);
-    let gated = comptime!(dims.gate.is_some());
-    let x_heads = comptime!(spec.role.heads(dims));
-    let y_heads = comptime!(spec.role.other().heads(dims));
+    let (x_heads, y_heads) = comptime!((spec.x_heads(), spec.role.other().heads(dims)));
     let from_x = comptime!(Source { dims, own_heads: x_heads, width: key_dim, units });
     let from_y = comptime!(Source { dims, own_heads: y_heads, width: value_dim, units });
     let tiles_v = comptime!(value_dim.div_ceil(cols));
@@ -62,32 +59,20 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
     let patch = Patch::of(unit, cols);
     let block = patch.block();
 
-    let mut xs = Shared::<[f32]>::new_slice(comptime!(PITCH * chunk_len));
-    let mut decays = Shared::<[f32]>::new_slice(comptime!(PITCH * chunk_len));
-    let mut ys = Shared::<[f32]>::new_slice(comptime!(SUB * cols));
-    let mut totals = Shared::<[f32]>::new_slice(comptime!(SUB * blocks));
+    let mut xs = Shared::<[f32]>::new_aligned_slice(comptime!(PITCH * chunk_len), TILE_ALIGN);
+    let mut ys = Shared::<[f32]>::new_aligned_slice(comptime!(SUB * cols), TILE_ALIGN);
 
     let mut acc = zeros(PATCH);
     let state_at = (chunk * dims.heads + head) * comptime!(key_dim * value_dim);
     for step in 0..comptime!(key_dim.div_ceil(SUB)) {
         let i0 = step * SUB;
-        load_chunk::<E>(x, &mut xs, &rows, head, i0, chunk_len, from_x);
-        if gated {
-            load_chunk_decays::<G>(gate, &mut decays, &rows, head, i0, chunk_len, from_x);
-        }
+        load_chunk::<X>(x, &mut xs, &rows, head, i0, chunk_len, from_x);
         for at in range_stepped(unit, comptime!(SUB * cols), units) {
             let (i, c) = (i0 + at / cols, tile_v * cols + at % cols);
             let valid = i < key_dim && c < value_dim;
             ys[at] = read_or_zero::<f32>(states, state_at + i * value_dim + c, valid);
         }
         sync_cube();
-        if gated {
-            let columns = comptime!(SUB * blocks);
-            decay_columns(&decays, &mut totals, columns, units);
-            sync_cube();
-            scale_to_chunk_edge(&mut xs, &decays, &totals, is_key, columns, units);
-            sync_cube();
-        }
         patch.contract(&mut acc, &xs, &ys, cols, SUB);
         sync_cube();
     }
@@ -105,7 +90,7 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
         if other * SUB < rows.len {
             len = rows.len - other * SUB;
         }
-        load_rows::<E>(y, &mut ys, row0, len, head, tile_v * cols, cols, from_y);
+        load_rows::<Y>(y, &mut ys, row0, len, head, tile_v * cols, cols, from_y);
         sync_cube();
         let reaches = if is_key { other >= block } else { other <= block };
         if reaches {
@@ -120,7 +105,7 @@ pub(crate) fn gla_output_kernel<E: Float, G: Float, O: Float>(
         let at = ((rows.start + row) * dims.heads + head) * value_dim;
         #[unroll]
         for c in 0..PATCH_COLS {
-            let j = tile_v * cols + patch.column(c);
+            let j = tile_v * cols + patch.col + c;
             if row < rows.len && j < value_dim {
                 out[at + j] = O::cast_from(acc[r * PATCH_COLS + c]);
             }

@@ -12,8 +12,8 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, PATCH, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, Source, decay_between,
-    decay_or_one, load_chunk, read_or_zero, zeros,
+    ChunkMap, PATCH, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, Source, TILE_ALIGN,
+    decay_between, decay_or_one, load_chunk, read_or_zero, zeros,
 };
 
 /// * `y`: `do [rows, H, V]` (Query) or `v [rows, Hk, V]` (Key)
@@ -62,15 +62,17 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
     let group = patch.row / PATCH_ROWS;
     let i0 = tile_k * cols;
 
-    let mut ys = Shared::<[f32]>::new_slice(comptime!(PITCH * chunk_len));
-    // two more, for the tile is put down by columns, two at a time
-    let width = comptime!(cols + 2);
-    let mut tile = Shared::<[f32]>::new_slice(comptime!(SUB * width));
+    let overlaps = comptime!(is_key && gated);
+    let mut ys = Shared::<[f32]>::new_aligned_slice(comptime!(PITCH * chunk_len), TILE_ALIGN);
+    // four more, for tiles are put down by columns
+    let width = comptime!(cols + 4);
+    let mut tile = Shared::<[f32]>::new_aligned_slice(comptime!(SUB * width), TILE_ALIGN);
+    let mut other =
+        Shared::<[f32]>::new_slice(comptime!(if overlaps { SUB * width } else { 1 }));
     let mut totals = Shared::<[f32]>::new_slice(comptime!(groups * cols));
     let mut through = Shared::<[f32]>::new_slice(cols);
 
     let mut acc = zeros(PATCH);
-    let overlaps = comptime!(is_key && gated);
     if overlaps {
         for col in range_stepped(unit, cols, units) {
             through[col] = 0.0;
@@ -83,9 +85,12 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
         for at in range_stepped(unit, comptime!(SUB * cols), units) {
             // neighbours read neighbouring columns of the state, the tile is its transpose
             let (c, d) = (at / SUB, at % SUB);
-            let valid = tile_k * cols + c < key_dim && j0 + d < value_dim;
-            let offset = state_at + (tile_k * cols + c) * value_dim + j0 + d;
+            let valid = i0 + c < key_dim && j0 + d < value_dim;
+            let offset = state_at + (i0 + c) * value_dim + j0 + d;
             tile[d * width + c] = read_or_zero::<f32>(states, offset, valid);
+            if overlaps {
+                other[d * width + c] = read_or_zero::<f32>(others, offset, valid);
+            }
         }
         sync_cube();
         patch.contract(&mut acc, &ys, &tile, width, SUB);
@@ -94,9 +99,7 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
             for col in range_stepped(unit, cols, units) {
                 let mut overlap = f32::new(0.0);
                 for d in 0..SUB {
-                    let offset = state_at + (i0 + col) * value_dim + j0 + d;
-                    let valid = i0 + col < key_dim && j0 + d < value_dim;
-                    overlap += read_or_zero::<f32>(others, offset, valid) * tile[d * width + col];
+                    overlap += other[d * width + col] * tile[d * width + col];
                 }
                 through[col] += overlap;
             }
@@ -108,7 +111,7 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
         // the decay between each of the unit's rows and the edge of the patch, then of the chunk
         #[unroll]
         for c in 0..PATCH_COLS {
-            let (col, i) = (patch.column(c), i0 + patch.column(c));
+            let (col, i) = (patch.col + c, i0 + patch.col + c);
             let mut w = f32::new(1.0);
             #[unroll]
             for walk in 0..PATCH_ROWS {
@@ -129,7 +132,7 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
         sync_cube();
         #[unroll]
         for c in 0..PATCH_COLS {
-            let col = patch.column(c);
+            let col = patch.col + c;
             let outside = if is_key {
                 decay_between(&totals, group + 1, groups, col, cols)
             } else {
@@ -154,7 +157,7 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
         let at = ((rows.start + row) * dims.heads + head) * key_dim + i0;
         #[unroll]
         for c in 0..PATCH_COLS {
-            let col = patch.column(c);
+            let col = patch.col + c;
             if row < rows.len && i0 + col < key_dim {
                 if is_key {
                     dx[at + col] = acc[r * PATCH_COLS + c];

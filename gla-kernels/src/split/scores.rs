@@ -12,7 +12,7 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, PITCH, Source, decay_between, load_chunk, load_chunk_decays, scale_to_edge, zeros,
+    ChunkMap, PITCH, Source, TILE_ALIGN, decay_between, load_chunk, load_chunk_decays, scale_to_edge, zeros,
 };
 
 /// * `q`: `[rows, H, width]`, `k`: `[rows, Hk, width]`
@@ -51,9 +51,9 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float>(
     let block_s = s / SUB;
     let block_t = unit / chunk_len;
 
-    let mut qs = Shared::<[f32]>::new_slice(comptime!(PITCH * chunk_len));
-    let mut ks = Shared::<[f32]>::new_slice(comptime!(PITCH * chunk_len));
-    let mut decays = Shared::<[f32]>::new_slice(comptime!(PITCH * chunk_len));
+    let mut qs = Shared::<[f32]>::new_aligned_slice(comptime!(PITCH * chunk_len), TILE_ALIGN);
+    let mut ks = Shared::<[f32]>::new_aligned_slice(comptime!(PITCH * chunk_len), TILE_ALIGN);
+    let mut decays = Shared::<[f32]>::new_aligned_slice(comptime!(PITCH * chunk_len), TILE_ALIGN);
     let mut totals = Shared::<[f32]>::new_slice(comptime!(SUB * blocks));
 
     let mut acc = zeros(SUB);
