@@ -21,7 +21,7 @@ pub fn read_or_zero<E: Float>(x: &[E], at: usize, valid: bool) -> f32 {
     select(valid, value, f32::new(0.0))
 }
 
-/// Where a tensor `[rows, own_heads, width]` is read from.
+/// How tiles of a tensor `[rows, own_heads, width]` are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Source {
     /// Heads and widths of the call.
@@ -30,122 +30,169 @@ pub struct Source {
     pub own_heads: usize,
     /// Its last dimension.
     pub width: usize,
-    /// Units that load together.
+    /// Rows of a tile.
+    pub rows: usize,
+    /// Columns of a tile.
+    pub cols: usize,
+    /// Units that share it, and divide its elements.
     pub units: usize,
 }
 
-/// A row-major tile: `out[r * cols + c] = x[row0 + r, head, col0 + c]` for 16 rows.
-#[cube]
-#[allow(clippy::too_many_arguments)]
-pub fn load_rows<E: Float>(
-    x: &[E],
-    out: &mut [f32],
-    row0: usize,
-    len: usize,
-    head: usize,
-    col0: usize,
-    #[comptime] cols: usize,
-    #[comptime] from: Source,
-) {
-    for at in range_stepped(UNIT_POS as usize, comptime!(SUB * cols), from.units) {
-        let (r, c) = (at / cols, at % cols);
-        let offset = row_offset(row0 + r, head, from.dims, from.own_heads, from.width);
-        out[at] = read_or_zero::<E>(x, offset + col0 + c, r < len && col0 + c < from.width);
+impl Source {
+    /// Elements of each unit.
+    pub const fn each(&self) -> usize {
+        self.rows * self.cols / self.units
     }
 }
 
-/// The transpose of such a tile, ready to be the left operand of a contraction over its rows:
-/// `out[(block * 16 + r) * PITCH + c] = x[row0 + r, head, col0 + 16 block + c]`.
-#[cube]
-#[allow(clippy::too_many_arguments)]
-pub fn load_columns<E: Float>(
-    x: &[E],
-    out: &mut [f32],
-    row0: usize,
-    len: usize,
+/// A tile on its way from memory to shared memory. It is fetched into registers, early, and put down when there
+/// is room; what lies outside the tensor is zeroed then, for a use of the values would wait for them.
+#[derive(CubeType, Clone, Copy)]
+pub struct Tile {
+    /// Row of the tensor that rows are counted from.
+    start: usize,
+    /// Of those the first of the tile, and the one past the last that there is.
+    first: usize,
+    end: usize,
     head: usize,
     col0: usize,
-    #[comptime] cols: usize,
-    #[comptime] from: Source,
-) {
-    for at in range_stepped(UNIT_POS as usize, comptime!(SUB * cols), from.units) {
-        let (r, c) = (at / cols, at % cols);
-        let offset = row_offset(row0 + r, head, from.dims, from.own_heads, from.width);
-        out[((c / SUB) * SUB + r) * PITCH + c % SUB] =
-            read_or_zero::<E>(x, offset + col0 + c, r < len && col0 + c < from.width);
+    #[cube(comptime)]
+    from: Source,
+}
+
+#[cube]
+impl Tile {
+    /// From row `start + first` and column `col0` on, of rows that end before `start + end`.
+    pub fn at(
+        start: usize,
+        first: usize,
+        end: usize,
+        head: usize,
+        col0: usize,
+        #[comptime] from: Source,
+    ) -> Tile {
+        Tile { start, first, end, head, col0, from }
+    }
+
+    /// Goes on to rows further down.
+    pub fn down(&mut self, rows: usize) {
+        self.first += rows;
+    }
+
+    /// Goes on to columns further right.
+    pub fn right(&mut self, cols: usize) {
+        self.col0 += cols;
+    }
+
+    /// Row and column, in the tile, of the unit's element `n`.
+    fn place(&self, #[comptime] n: usize) -> (usize, usize) {
+        let from = comptime!(self.from);
+        let at = UNIT_POS as usize + comptime!(n * from.units);
+        (at / from.cols, at % from.cols)
+    }
+
+    fn has(&self, row: usize, col: usize) -> bool {
+        self.first + row < self.end && self.col0 + col < comptime!(self.from.width)
+    }
+
+    /// Reads the unit's elements; for those outside, others.
+    pub fn fetch<E: Float>(&self, x: &[E], own: &mut Array<E>) {
+        let from = comptime!(self.from);
+        #[unroll]
+        for n in 0..from.each() {
+            let (row, col) = self.place(n);
+            let own_row = self.start + self.first + row;
+            let offset = row_offset(own_row, self.head, from.dims, from.own_heads, from.width);
+            own[n] = x[select(self.has(row, col), offset + self.col0 + col, 0usize)];
+        }
+    }
+
+    fn value<E: Float>(&self, own: &Array<E>, #[comptime] n: usize) -> f32 {
+        let (row, col) = self.place(n);
+        select(self.has(row, col), f32::cast_from(own[n]), f32::new(0.0))
+    }
+
+    /// Row-major, rows `stride` apart.
+    pub fn put_rows<E: Float>(&self, own: &Array<E>, out: &mut [f32], #[comptime] stride: usize) {
+        #[unroll]
+        for n in 0..comptime!(self.from.each()) {
+            let (row, col) = self.place(n);
+            out[row * stride + col] = self.value(own, n);
+        }
+    }
+
+    /// Its transpose, row-major.
+    pub fn put_transposed<E: Float>(
+        &self,
+        own: &Array<E>,
+        out: &mut [f32],
+        #[comptime] stride: usize,
+    ) {
+        #[unroll]
+        for n in 0..comptime!(self.from.each()) {
+            let (row, col) = self.place(n);
+            out[col * stride + row] = self.value(own, n);
+        }
+    }
+
+    /// Of 16 columns, as the left operand of a contraction over them: `[rows / 16, 16 columns, PITCH]`.
+    pub fn put_left<E: Float>(&self, own: &Array<E>, out: &mut [f32]) {
+        #[unroll]
+        for n in 0..comptime!(self.from.each()) {
+            let (row, col) = self.place(n);
+            out[((row / SUB) * SUB + col) * PITCH + row % SUB] = self.value(own, n);
+        }
+    }
+
+    /// Of 16 rows, its transpose as the left operand of a contraction over them: `[cols / 16, 16 rows, PITCH]`.
+    pub fn put_left_transposed<E: Float>(&self, own: &Array<E>, out: &mut [f32]) {
+        #[unroll]
+        for n in 0..comptime!(self.from.each()) {
+            let (row, col) = self.place(n);
+            out[((col / SUB) * SUB + row) * PITCH + col % SUB] = self.value(own, n);
+        }
     }
 }
 
-/// A tile of all rows of a chunk and 16 channels, ready to be the left operand of a contraction:
-/// `out[(block * 16 + c) * PITCH + r] = x[start + 16 block + r, head, col0 + c]`.
+/// Fetches the tile of an intra-chunk matrix `m [rows, H, chunk]` that is the left operand for the pairs of all rows
+/// of a chunk with those of sub-chunk `other`: `m[row, 16 other + d]`, or transposed `m[16 other + d, row]`.
 #[cube]
-#[allow(clippy::too_many_arguments)]
-pub fn load_chunk<E: Float>(
-    x: &[E],
-    out: &mut [f32],
-    rows: &ChunkRows,
-    head: usize,
-    col0: usize,
-    #[comptime] chunk: usize,
-    #[comptime] from: Source,
-) {
-    for at in range_stepped(UNIT_POS as usize, comptime!(chunk * SUB), from.units) {
-        let (row, c) = (at / SUB, at % SUB);
-        let offset = row_offset(rows.start + row, head, from.dims, from.own_heads, from.width);
-        out[((row / SUB) * SUB + c) * PITCH + row % SUB] =
-            read_or_zero::<E>(x, offset + col0 + c, row < rows.len && col0 + c < from.width);
-    }
-}
-
-/// The decay factors of the tile that [`load_chunk`] loads, in the same layout.
-#[cube]
-#[allow(clippy::too_many_arguments)]
-pub fn load_chunk_decays<G: Float>(
-    gate: &[G],
-    out: &mut [f32],
-    rows: &ChunkRows,
-    head: usize,
-    col0: usize,
-    #[comptime] chunk: usize,
-    #[comptime] from: Source,
-) {
-    let key_dim = comptime!(from.dims.key_dim);
-    for at in range_stepped(UNIT_POS as usize, comptime!(chunk * SUB), from.units) {
-        let (row, c) = (at / SUB, at % SUB);
-        let valid = row < rows.len && col0 + c < key_dim;
-        out[((row / SUB) * SUB + c) * PITCH + row % SUB] =
-            decay_or_one::<G>(gate, rows.start + row, head, col0 + c, valid, from.dims);
-    }
-}
-
-/// A tile of an intra-chunk matrix `m [rows, H, chunk]` for sub-chunk pairs `(block, other)`, all
-/// blocks of the chunk at once, ready to be the left operand:
-/// `out[(block * 16 + d) * PITCH + r] = m[16 block + r, 16 other + d]`, or transposed
-/// `m[16 other + d, 16 block + r]`.
-#[cube]
-#[allow(clippy::too_many_arguments)]
-pub fn load_pairs(
-    m: &[f32],
-    out: &mut [f32],
+pub fn pairs_tile(
     rows: &ChunkRows,
     head: usize,
     other: usize,
     #[comptime] transposed: bool,
     #[comptime] chunk: usize,
-    #[comptime] heads: usize,
+    #[comptime] dims: Dims,
     #[comptime] units: usize,
+) -> Tile {
+    let (own_heads, width) = comptime!((dims.heads, chunk));
+    if transposed {
+        let from = comptime!(Source { dims, own_heads, width, rows: SUB, cols: chunk, units });
+        Tile::at(rows.start, other * SUB, rows.len, head, 0usize, from)
+    } else {
+        let from = comptime!(Source { dims, own_heads, width, rows: chunk, cols: SUB, units });
+        Tile::at(rows.start, 0usize, rows.len, head, other * SUB, from)
+    }
+}
+
+/// The decay factors of a tile of keys `[chunk, 16]`, as [`Tile::put_left`] puts it down; one where the tile is zero.
+#[cube]
+pub fn load_decays<G: Float>(
+    gate: &[G],
+    out: &mut [f32],
+    rows: &ChunkRows,
+    head: usize,
+    col0: usize,
+    #[comptime] from: Source,
 ) {
-    for at in range_stepped(UNIT_POS as usize, comptime!(chunk * SUB), units) {
-        let (row, d) = (at / SUB, at % SUB);
-        let mut t = row;
-        let mut s = other * SUB + d;
-        if transposed {
-            t = other * SUB + d;
-            s = row;
-        }
-        let offset = ((rows.start + t) * heads + head) * chunk + s;
-        out[((row / SUB) * SUB + d) * PITCH + row % SUB] =
-            read_or_zero::<f32>(m, offset, t < rows.len);
+    let tile = Tile::at(rows.start, 0usize, rows.len, head, col0, from);
+    #[unroll]
+    for n in 0..comptime!(from.each()) {
+        let (row, c) = tile.place(n);
+        let valid = tile.has(row, c);
+        out[((row / SUB) * SUB + c) * PITCH + row % SUB] =
+            decay_or_one::<G>(gate, rows.start + row, head, col0 + c, valid, from.dims);
     }
 }
 
@@ -153,7 +200,7 @@ pub fn load_pairs(
 /// row and the edge of its sub-chunk, and stores the decay of the whole sub-chunk.
 ///
 /// For queries the edge is the start (own gate included), for keys the end (own gate excluded).
-/// `x` and `decays` are laid out as [`load_chunk`] does; `totals[block * 16 + c]`.
+/// `x` and `decays` are laid out as [`Tile::put_left`] does; `totals[block * 16 + c]`.
 #[cube]
 pub fn scale_to_edge(
     x: &mut [f32],

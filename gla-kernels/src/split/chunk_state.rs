@@ -11,8 +11,7 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, PATCH, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, Source, TILE_ALIGN, load_columns,
-    load_rows, zeros,
+    ChunkMap, PATCH, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, TILE_ALIGN, Tile, zeros,
 };
 
 /// * `x`: `k` (Key) or `q` (Query), with a gate as `prepare` leaves them: `[rows, spec.x_heads(), K]`
@@ -35,10 +34,9 @@ pub(crate) fn gla_chunk_state_kernel<X: Float, Y: Float>(
     let value_dim = comptime!(dims.value_dim);
     let channels = comptime!(spec.chunk);
     let cols = comptime!(spec.cols);
-    let units = comptime!(spec.patch_units());
     let (x_heads, y_heads) = comptime!((spec.x_heads(), spec.role.heads(dims)));
-    let from_x = comptime!(Source { dims, own_heads: x_heads, width: key_dim, units });
-    let from_y = comptime!(Source { dims, own_heads: y_heads, width: value_dim, units });
+    let from_x = comptime!(spec.rows_of(x_heads, key_dim, SUB, channels));
+    let from_y = comptime!(spec.rows_of(y_heads, value_dim, SUB, cols));
     let tiles_v = comptime!(value_dim.div_ceil(cols));
     let tiles_k = comptime!(key_dim.div_ceil(channels));
 
@@ -56,13 +54,23 @@ pub(crate) fn gla_chunk_state_kernel<X: Float, Y: Float>(
     let mut xs = Shared::<[f32]>::new_aligned_slice(comptime!(PITCH * channels), TILE_ALIGN);
     let mut ys = Shared::<[f32]>::new_aligned_slice(comptime!(SUB * cols), TILE_ALIGN);
 
+    let mut x_own = Array::<X>::new(comptime!(from_x.each()));
+    let mut y_own = Array::<Y>::new(comptime!(from_y.each()));
+    let mut x_tile = Tile::at(rows.start, 0usize, rows.len, head, channel0, from_x);
+    let mut y_tile = Tile::at(rows.start, 0usize, rows.len, head, j0, from_y);
+    x_tile.fetch(x, &mut x_own);
+    y_tile.fetch(y, &mut y_own);
+
     let mut acc = zeros(PATCH);
-    for sub in 0..rows.len.div_ceil(SUB) {
-        let (row0, len) = (rows.start + sub * SUB, rows.len - sub * SUB);
+    for _ in 0..rows.len.div_ceil(SUB) {
         // the left operand is x^T: its depth is the rows
-        load_columns::<X>(x, &mut xs, row0, len, head, channel0, channels, from_x);
-        load_rows::<Y>(y, &mut ys, row0, len, head, j0, cols, from_y);
+        x_tile.put_left_transposed(&x_own, &mut xs);
+        y_tile.put_rows(&y_own, &mut ys, cols);
         sync_cube();
+        x_tile.down(SUB);
+        y_tile.down(SUB);
+        x_tile.fetch(x, &mut x_own);
+        y_tile.fetch(y, &mut y_own);
         patch.contract(&mut acc, &xs, &ys, cols, SUB);
         sync_cube();
     }

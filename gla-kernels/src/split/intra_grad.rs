@@ -27,7 +27,7 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, PITCH, Role, TILE_ALIGN, contract, decay_between, decay_or_one, load_pairs, read_or_zero, row_of,
+    ChunkMap, PITCH, Role, TILE_ALIGN, contract, decay_between, decay_or_one, pairs_tile, read_or_zero, row_of,
     row_offset, step_chunk, zeros,
 };
 
@@ -129,12 +129,26 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
     let mut acc = zeros(SUB);
     let mut near = zeros(SUB);
     let mut straddle = zeros(SUB);
+    let mut pairs_own = Array::<f32>::new(comptime!(chunk_len * SUB / units));
+    let first = step_chunk(0, blocks, 0, is_key);
+    pairs_tile(&rows, head, first, is_key, chunk_len, dims, units).fetch(da, &mut pairs_own);
     for step in 0..blocks {
         let other = step_chunk(0, blocks, step, is_key);
-        load_pairs(da, &mut pairs, &rows, head, other, is_key, chunk_len, dims.heads, units);
+        let tile = pairs_tile(&rows, head, other, is_key, chunk_len, dims, units);
+        if is_key {
+            tile.put_left_transposed(&pairs_own, &mut pairs);
+        } else {
+            tile.put_left(&pairs_own, &mut pairs);
+        }
         sync_cube();
+        // the last fetches its own once more
+        let last = step + 1 == blocks;
+        let next = step_chunk(0, blocks, select(last, step, step + 1), is_key);
+        pairs_tile(&rows, head, next, is_key, chunk_len, dims, units).fetch(da, &mut pairs_own);
         let own_pairs = block * comptime!(SUB * PITCH);
-        let reaches = if is_key { other > block } else { other < block };
+        // without a gate the own sub-chunk is like the others: `dA` is zero where a row does not reach
+        let past = if is_key { other > block } else { other < block };
+        let reaches = if gated { past } else { past || other == block };
         if reaches {
             if gated {
                 if !is_key {
@@ -163,7 +177,7 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
                 SUB,
             );
         }
-        if other == block {
+        if gated && other == block {
             if is_key {
                 pairs_of_keys(&pairs, own_pairs, &qr, &wr, &mut near);
             } else {
@@ -226,8 +240,8 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
 
 /// `near[s] = sum_{t >= s} dA[t, s] q_t w[t, s]` inside one sub-chunk; `pairs[t * PITCH + s]`.
 ///
-/// The outer loop is not unrolled and picks registers by select: 16 times less code to compile than
-/// all pairs written out, for twice the multiplications.
+/// As sums that decay from row to row: a multiplication by a decay and a multiply-add a pair. (Loops over all 256
+/// pairs, with what is above the diagonal masked, are less code to compile and five times the instructions.)
 #[cube]
 fn pairs_of_keys(
     pairs: &[f32],
@@ -236,23 +250,24 @@ fn pairs_of_keys(
     decays: &Array<f32>,
     near: &mut Array<f32>,
 ) {
-    for s in 0..SUB {
-        let mut w = f32::new(0.0);
-        let mut sum = f32::new(0.0);
+    #[unroll]
+    for walk in 0..SUB {
+        let t = comptime!(SUB - 1 - walk);
         #[unroll]
-        for t in 0..SUB {
-            w = select(t == s, f32::new(1.0), w * decays[t]);
-            sum += pairs[at + t * PITCH + s] * q[t] * w;
-        }
-        #[unroll]
-        for r in 0..SUB {
-            near[r] = select(r == s, sum, near[r]);
+        for s in 0..comptime!(t + 1) {
+            if comptime!(walk > 0) {
+                near[s] *= decays[t + 1];
+            }
+            near[s] += pairs[at + t * PITCH + s] * q[t];
         }
     }
 }
 
 /// `near[t] = sum_{s <= t} dA[t, s] k_s w[t, s]` inside one sub-chunk, and the share of these pairs
-/// in the gate's gradient: `straddle[m] = sum_{s < m <= t} P[t, s]`; `pairs[s * PITCH + t]`.
+/// in the gate's gradient: `straddle[m] = sum_{s < m <= t} q_t dA[t, s] k_s w[t, s]`; `pairs[s * PITCH + t]`.
+///
+/// Row by row, `near[t]` holds what earlier rows send `t`, decayed to the row before `m`: what it misses of
+/// `straddle[m]` is the decay from there to `t`, by which the sum over `t` runs down.
 #[cube]
 fn pairs_of_queries(
     pairs: &[f32],
@@ -263,29 +278,26 @@ fn pairs_of_queries(
     near: &mut Array<f32>,
     straddle: &mut Array<f32>,
 ) {
-    for t in 0..SUB {
-        let mut terms = Array::<f32>::new(SUB);
-        let mut query = f32::new(0.0);
-        let mut w = f32::new(0.0);
-        let mut sum = f32::new(0.0);
-        #[unroll]
-        for walk in 0..SUB {
-            let s = SUB - 1 - walk;
-            w = select(s == t, f32::new(1.0), w);
-            terms[s] = pairs[at + s * PITCH + t] * k[s] * w;
-            sum += terms[s];
-            query = select(s == t, q[s], query);
-            w *= decays[s];
-        }
-        let mut before = f32::new(0.0);
-        #[unroll]
-        for s in 0..SUB - 1 {
-            before += terms[s];
-            straddle[s + 1] += select(s < t, before * query, f32::new(0.0));
+    #[unroll]
+    for m in 0..SUB {
+        if comptime!(m > 0) {
+            let mut sum = f32::new(0.0);
+            #[unroll]
+            for walk in 0..comptime!(SUB - m) {
+                let t = comptime!(SUB - 1 - walk);
+                if comptime!(walk > 0) {
+                    sum *= decays[t + 1];
+                }
+                sum += q[t] * near[t];
+            }
+            straddle[m] = sum * decays[m];
         }
         #[unroll]
-        for r in 0..SUB {
-            near[r] = select(r == t, sum, near[r]);
+        for t in m..SUB {
+            if comptime!(m > 0) {
+                near[t] *= decays[m];
+            }
+            near[t] += pairs[at + m * PITCH + t] * k[m];
         }
     }
 }

@@ -23,7 +23,7 @@ pub mod state_passing;
 
 pub(crate) use plan::{backward, forward};
 
-use crate::components::{PATCH, Role};
+use crate::components::{PATCH, Role, Source};
 use crate::{Dims, Problem, SUB, SplitBlueprint};
 
 /// The scratch of a forward, and of a backward with `grads`: what, how many elements, of how many bytes.
@@ -73,6 +73,11 @@ impl StageSpec {
     /// Heads of the rows that a state meets: `prepare` leaves them for each query head.
     pub fn x_heads(&self) -> usize {
         if self.dims.gate.is_some() { self.dims.heads } else { self.role.heads(self.dims) }
+    }
+
+    /// Tiles of rows of a tensor `[rows, own_heads, width]`, for stages whose units own patches.
+    pub const fn rows_of(&self, own_heads: usize, width: usize, rows: usize, cols: usize) -> Source {
+        Source { dims: self.dims, own_heads, width, rows, cols, units: self.patch_units() }
     }
 
     /// Units of a cube where each owns 16 rows of a column: `prepare`, `intra_grad`.

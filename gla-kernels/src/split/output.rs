@@ -11,8 +11,8 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, PATCH, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, Source, TILE_ALIGN, load_chunk,
-    load_pairs, load_rows, read_or_zero, zeros,
+    ChunkMap, PATCH, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, TILE_ALIGN, Tile, pairs_tile,
+    zeros,
 };
 
 /// * `x`: `q` (Query) or `k` (Key), with a gate as `prepare` leaves them: `[rows, spec.x_heads(), K]`
@@ -42,37 +42,43 @@ pub(crate) fn gla_output_kernel<X: Float, Y: Float, O: Float>(
     let units = comptime!(spec.patch_units());
     let is_key = comptime!(spec.role == Role::Key);
     let (x_heads, y_heads) = comptime!((spec.x_heads(), spec.role.other().heads(dims)));
-    let from_x = comptime!(Source { dims, own_heads: x_heads, width: key_dim, units });
-    let from_y = comptime!(Source { dims, own_heads: y_heads, width: value_dim, units });
+    let from_x = comptime!(spec.rows_of(x_heads, key_dim, chunk_len, SUB));
+    let from_states = comptime!(spec.rows_of(1, value_dim, SUB, cols));
+    let from_y = comptime!(spec.rows_of(y_heads, value_dim, SUB, cols));
     let tiles_v = comptime!(value_dim.div_ceil(cols));
 
     let task = CUBE_POS;
     if task >= tasks {
         terminate!();
     }
-    let tile_v = task % tiles_v;
+    let j0 = (task % tiles_v) * cols;
     let head = (task / tiles_v) % dims.heads;
     let chunk = task / comptime!(tiles_v * dims.heads);
     let rows = map.rows_of(chunk);
 
-    let unit = UNIT_POS as usize;
-    let patch = Patch::of(unit, cols);
+    let patch = Patch::of(UNIT_POS as usize, cols);
     let block = patch.block();
 
     let mut xs = Shared::<[f32]>::new_aligned_slice(comptime!(PITCH * chunk_len), TILE_ALIGN);
     let mut ys = Shared::<[f32]>::new_aligned_slice(comptime!(SUB * cols), TILE_ALIGN);
 
+    let mut x_own = Array::<X>::new(comptime!(from_x.each()));
+    let mut state_own = Array::<f32>::new(comptime!(from_states.each()));
+    let mut x_tile = Tile::at(rows.start, 0usize, rows.len, head, 0usize, from_x);
+    let state_row = (chunk * dims.heads + head) * key_dim;
+    let mut state_tile = Tile::at(state_row, 0usize, key_dim, 0usize, j0, from_states);
+    x_tile.fetch(x, &mut x_own);
+    state_tile.fetch(states, &mut state_own);
+
     let mut acc = zeros(PATCH);
-    let state_at = (chunk * dims.heads + head) * comptime!(key_dim * value_dim);
-    for step in 0..comptime!(key_dim.div_ceil(SUB)) {
-        let i0 = step * SUB;
-        load_chunk::<X>(x, &mut xs, &rows, head, i0, chunk_len, from_x);
-        for at in range_stepped(unit, comptime!(SUB * cols), units) {
-            let (i, c) = (i0 + at / cols, tile_v * cols + at % cols);
-            let valid = i < key_dim && c < value_dim;
-            ys[at] = read_or_zero::<f32>(states, state_at + i * value_dim + c, valid);
-        }
+    for _ in 0..comptime!(key_dim.div_ceil(SUB)) {
+        x_tile.put_left(&x_own, &mut xs);
+        state_tile.put_rows(&state_own, &mut ys, cols);
         sync_cube();
+        x_tile.right(SUB);
+        state_tile.down(SUB);
+        x_tile.fetch(x, &mut x_own);
+        state_tile.fetch(states, &mut state_own);
         patch.contract(&mut acc, &xs, &ys, cols, SUB);
         sync_cube();
     }
@@ -83,15 +89,23 @@ pub(crate) fn gla_output_kernel<X: Float, Y: Float, O: Float>(
         }
     }
 
+    let mut pairs_own = Array::<f32>::new(comptime!(from_x.each()));
+    let mut y_own = Array::<Y>::new(comptime!(from_y.each()));
+    let mut y_tile = Tile::at(rows.start, 0usize, rows.len, head, j0, from_y);
+    pairs_tile(&rows, head, 0usize, is_key, chunk_len, dims, units).fetch(a, &mut pairs_own);
+    y_tile.fetch(y, &mut y_own);
     for other in 0..blocks {
-        load_pairs(a, &mut xs, &rows, head, other, is_key, chunk_len, dims.heads, units);
-        let row0 = rows.start + other * SUB;
-        let mut len = usize::new(0);
-        if other * SUB < rows.len {
-            len = rows.len - other * SUB;
+        let pairs = pairs_tile(&rows, head, other, is_key, chunk_len, dims, units);
+        if is_key {
+            pairs.put_left_transposed(&pairs_own, &mut xs);
+        } else {
+            pairs.put_left(&pairs_own, &mut xs);
         }
-        load_rows::<Y>(y, &mut ys, row0, len, head, tile_v * cols, cols, from_y);
+        y_tile.put_rows(&y_own, &mut ys, cols);
         sync_cube();
+        pairs_tile(&rows, head, other + 1, is_key, chunk_len, dims, units).fetch(a, &mut pairs_own);
+        y_tile.down(SUB);
+        y_tile.fetch(y, &mut y_own);
         let reaches = if is_key { other >= block } else { other <= block };
         if reaches {
             patch.contract(&mut acc, &xs, &ys, cols, SUB);
@@ -105,7 +119,7 @@ pub(crate) fn gla_output_kernel<X: Float, Y: Float, O: Float>(
         let at = ((rows.start + row) * dims.heads + head) * value_dim;
         #[unroll]
         for c in 0..PATCH_COLS {
-            let j = tile_v * cols + patch.col + c;
+            let j = j0 + patch.col + c;
             if row < rows.len && j < value_dim {
                 out[at + j] = O::cast_from(acc[r * PATCH_COLS + c]);
             }

@@ -12,8 +12,8 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, PATCH, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, Source, TILE_ALIGN,
-    decay_between, decay_or_one, load_chunk, read_or_zero, zeros,
+    ChunkMap, PATCH, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, TILE_ALIGN, Tile, decay_between,
+    decay_or_one, zeros,
 };
 
 /// * `y`: `do [rows, H, V]` (Query) or `v [rows, Hk, V]` (Key)
@@ -45,7 +45,8 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
     let is_key = comptime!(spec.role == Role::Key);
     let gated = comptime!(dims.gate.is_some());
     let own_heads = comptime!(spec.role.heads(dims));
-    let from_y = comptime!(Source { dims, own_heads, width: value_dim, units });
+    let from_y = comptime!(spec.rows_of(own_heads, value_dim, chunk_len, SUB));
+    let from_states = comptime!(spec.rows_of(1, value_dim, cols, SUB));
     let tiles_k = comptime!(key_dim.div_ceil(cols));
 
     let task = CUBE_POS;
@@ -78,21 +79,31 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
             through[col] = 0.0;
         }
     }
-    let state_at = (chunk * dims.heads + head) * comptime!(key_dim * value_dim);
-    for step in 0..comptime!(value_dim.div_ceil(SUB)) {
-        let j0 = step * SUB;
-        load_chunk::<E>(y, &mut ys, &rows, head, j0, chunk_len, from_y);
-        for at in range_stepped(unit, comptime!(SUB * cols), units) {
-            // neighbours read neighbouring columns of the state, the tile is its transpose
-            let (c, d) = (at / SUB, at % SUB);
-            let valid = i0 + c < key_dim && j0 + d < value_dim;
-            let offset = state_at + (i0 + c) * value_dim + j0 + d;
-            tile[d * width + c] = read_or_zero::<f32>(states, offset, valid);
-            if overlaps {
-                other[d * width + c] = read_or_zero::<f32>(others, offset, valid);
-            }
+    let mut y_own = Array::<E>::new(comptime!(from_y.each()));
+    let mut state_own = Array::<f32>::new(comptime!(from_states.each()));
+    let mut other_own = Array::<f32>::new(comptime!(from_states.each()));
+    let mut y_tile = Tile::at(rows.start, 0usize, rows.len, head, 0usize, from_y);
+    let state_row = (chunk * dims.heads + head) * key_dim;
+    let mut state_tile = Tile::at(state_row, i0, key_dim, 0usize, 0usize, from_states);
+    y_tile.fetch(y, &mut y_own);
+    state_tile.fetch(states, &mut state_own);
+    if overlaps {
+        state_tile.fetch(others, &mut other_own);
+    }
+    for _ in 0..comptime!(value_dim.div_ceil(SUB)) {
+        y_tile.put_left(&y_own, &mut ys);
+        state_tile.put_transposed(&state_own, &mut tile, width);
+        if overlaps {
+            state_tile.put_transposed(&other_own, &mut other, width);
         }
         sync_cube();
+        y_tile.right(SUB);
+        state_tile.right(SUB);
+        y_tile.fetch(y, &mut y_own);
+        state_tile.fetch(states, &mut state_own);
+        if overlaps {
+            state_tile.fetch(others, &mut other_own);
+        }
         patch.contract(&mut acc, &ys, &tile, width, SUB);
         if overlaps {
             // of the same unit throughout

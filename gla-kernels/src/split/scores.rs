@@ -12,7 +12,7 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, PITCH, Source, TILE_ALIGN, decay_between, load_chunk, load_chunk_decays, scale_to_edge, zeros,
+    ChunkMap, PITCH, Source, TILE_ALIGN, Tile, decay_between, load_decays, scale_to_edge, zeros,
 };
 
 /// * `q`: `[rows, H, width]`, `k`: `[rows, Hk, width]`
@@ -36,8 +36,9 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float>(
     let chunk_len = comptime!(spec.chunk);
     let blocks = comptime!(spec.blocks());
     let units = comptime!(blocks * chunk_len);
-    let from_q = comptime!(Source { dims, own_heads: dims.heads, width, units });
-    let from_k = comptime!(Source { dims, own_heads: dims.kv_heads, width, units });
+    let from_q =
+        comptime!(Source { dims, own_heads: dims.heads, width, rows: chunk_len, cols: SUB, units });
+    let from_k = comptime!(Source { own_heads: dims.kv_heads, ..from_q });
 
     let task = CUBE_POS;
     if task >= tasks {
@@ -56,14 +57,25 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float>(
     let mut decays = Shared::<[f32]>::new_aligned_slice(comptime!(PITCH * chunk_len), TILE_ALIGN);
     let mut totals = Shared::<[f32]>::new_slice(comptime!(SUB * blocks));
 
+    let mut q_own = Array::<E>::new(comptime!(from_q.each()));
+    let mut k_own = Array::<E>::new(comptime!(from_k.each()));
+    let mut q_tile = Tile::at(rows.start, 0usize, rows.len, head, 0usize, from_q);
+    let mut k_tile = Tile::at(rows.start, 0usize, rows.len, head, 0usize, from_k);
+    q_tile.fetch(q, &mut q_own);
+    k_tile.fetch(k, &mut k_own);
+
     let mut acc = zeros(SUB);
     for step in 0..comptime!(width.div_ceil(SUB)) {
-        load_chunk::<E>(q, &mut qs, &rows, head, step * SUB, chunk_len, from_q);
-        load_chunk::<E>(k, &mut ks, &rows, head, step * SUB, chunk_len, from_k);
+        q_tile.put_left(&q_own, &mut qs);
+        k_tile.put_left(&k_own, &mut ks);
         if gated {
-            load_chunk_decays::<G>(gate, &mut decays, &rows, head, step * SUB, chunk_len, from_k);
+            load_decays::<G>(gate, &mut decays, &rows, head, step * SUB, from_k);
         }
         sync_cube();
+        q_tile.right(SUB);
+        k_tile.right(SUB);
+        q_tile.fetch(q, &mut q_own);
+        k_tile.fetch(k, &mut k_own);
 
         if gated {
             if block_t == block_s {
