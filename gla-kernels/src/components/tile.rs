@@ -107,6 +107,18 @@ impl Tile {
         }
     }
 
+    /// Of a tile `[chunk, 16]` from column 0 on, reads those that lie in the sub-chunk of their row.
+    pub fn fetch_diagonal(&self, x: &[f32], own: &mut Array<f32>) {
+        let from = comptime!(self.from);
+        #[unroll]
+        for n in 0..from.each() {
+            let (row, col) = self.place(n);
+            let own_row = self.start + self.first + row;
+            let offset = row_offset(own_row, self.head, from.dims, from.own_heads, from.width);
+            own[n] = x[select(self.has(row, col), offset + row / SUB * SUB + col, 0usize)];
+        }
+    }
+
     fn value<E: Float>(&self, own: &Array<E>, #[comptime] n: usize) -> f32 {
         let (row, col) = self.place(n);
         select(self.has(row, col), f32::cast_from(own[n]), f32::new(0.0))

@@ -89,50 +89,44 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
     for r in 0..SUB {
         let valid = block * SUB + r < rows.len && i < key_dim;
         let q_at = row_offset(row0 + r, head, dims, dims.heads, key_dim) + i;
-        let k_at = row_offset(row0 + r, head, dims, dims.kv_heads, key_dim) + i;
         qr[r] = read_or_zero::<E>(q, q_at, valid);
-        kr[r] = read_or_zero::<E>(k, k_at, valid);
+        if !is_key {
+            let k_at = row_offset(row0 + r, head, dims, dims.kv_heads, key_dim) + i;
+            kr[r] = read_or_zero::<E>(k, k_at, valid);
+        }
         wr[r] = f32::new(1.0);
         if gated {
             wr[r] = decay_or_one::<G>(gate, row0 + r, head, i, valid, dims);
         }
     }
-
-    // own[r]: decay between row r and the facing edge of its sub-chunk
-    let mut own = Array::<f32>::new(SUB);
     let mut w = f32::new(1.0);
     #[unroll]
-    for r in 0..SUB {
-        w *= wr[r];
+    for walk in 0..SUB {
+        let r = comptime!(if is_key { walk } else { SUB - 1 - walk });
         if is_key {
+            w *= wr[r];
             partner[(block * SUB + r) * cols + col] = qr[r] * w;
         } else {
-            own[r] = w;
+            partner[(block * SUB + r) * cols + col] = kr[r] * w;
+            w *= wr[r];
         }
     }
     totals[block * cols + col] = w;
-    w = f32::new(1.0);
-    #[unroll]
-    for walk in 0..SUB {
-        let r = SUB - 1 - walk;
-        if is_key {
-            own[r] = w;
-        } else {
-            partner[(block * SUB + r) * cols + col] = kr[r] * w;
-        }
-        w *= wr[r];
-    }
-    sync_cube();
 
-    // pairs between sub-chunks, nearest last: decay every step towards the own sub-chunk;
-    // pairs inside the own sub-chunk when its turn comes
+    // pairs between sub-chunks, nearest last: decay every step towards the own sub-chunk. Without a gate that is
+    // like the others: `dA` is zero where a row does not reach.
+    let steps = comptime!(if gated { blocks - 1 } else { blocks });
+    let own_pairs = block * comptime!(SUB * PITCH);
     let mut acc = zeros(SUB);
-    let mut near = zeros(SUB);
-    let mut straddle = zeros(SUB);
     let mut pairs_own = Array::<f32>::new(comptime!(chunk_len * SUB / units));
+    let mut diagonal_own = Array::<f32>::new(comptime!(chunk_len * SUB / units));
     let first = step_chunk(0, blocks, 0, is_key);
     pairs_tile(&rows, head, first, is_key, chunk_len, dims, units).fetch(da, &mut pairs_own);
-    for step in 0..blocks {
+    let diagonal = pairs_tile(&rows, head, 0, false, chunk_len, dims, units);
+    if gated {
+        diagonal.fetch_diagonal(da, &mut diagonal_own);
+    }
+    for step in 0..steps {
         let other = step_chunk(0, blocks, step, is_key);
         let tile = pairs_tile(&rows, head, other, is_key, chunk_len, dims, units);
         if is_key {
@@ -142,11 +136,9 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
         }
         sync_cube();
         // the last fetches its own once more
-        let last = step + 1 == blocks;
-        let next = step_chunk(0, blocks, select(last, step, step + 1), is_key);
+        let next = select(step + 1 == blocks, step, step + 1);
+        let next = step_chunk(0, blocks, next, is_key);
         pairs_tile(&rows, head, next, is_key, chunk_len, dims, units).fetch(da, &mut pairs_own);
-        let own_pairs = block * comptime!(SUB * PITCH);
-        // without a gate the own sub-chunk is like the others: `dA` is zero where a row does not reach
         let past = if is_key { other > block } else { other < block };
         let reaches = if gated { past } else { past || other == block };
         if reaches {
@@ -155,8 +147,9 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
                     // all pairs from the own sub-chunk back across the start of `other`
                     let mut cut = f32::new(0.0);
                     #[unroll]
-                    for r in 0..SUB {
-                        cut += qr[r] * own[r] * acc[r];
+                    for walk in 0..SUB {
+                        let r = comptime!(SUB - 1 - walk);
+                        cut = (cut + qr[r] * acc[r]) * wr[r];
                     }
                     cut *= decay_between(&totals, other, block, col, cols);
                     cuts[(block * blocks + other) * cols + col] = cut;
@@ -177,39 +170,76 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
                 SUB,
             );
         }
-        if gated && other == block {
-            if is_key {
-                pairs_of_keys(&pairs, own_pairs, &qr, &wr, &mut near);
-            } else {
-                pairs_of_queries(&pairs, own_pairs, &qr, &kr, &wr, &mut near, &mut straddle);
-            }
-        }
         sync_cube();
     }
 
-    // the unit's shares: through the state, from other sub-chunks, from its own
+    // decay to the own rows
+    w = f32::new(1.0);
+    #[unroll]
+    for walk in 0..SUB {
+        let r = comptime!(if is_key { SUB - 1 - walk } else { walk });
+        if is_key {
+            acc[r] *= w;
+            w *= wr[r];
+        } else {
+            w *= wr[r];
+            acc[r] *= w;
+        }
+    }
+
+    // pairs inside the own sub-chunk
+    let mut near = zeros(SUB);
+    let mut straddle = zeros(SUB);
+    if gated {
+        if is_key {
+            diagonal.put_rows(&diagonal_own, &mut pairs, PITCH);
+            sync_cube();
+            pairs_of_keys(&pairs, own_pairs, &qr, &wr, &mut near);
+        } else {
+            diagonal.put_left(&diagonal_own, &mut pairs);
+            sync_cube();
+            pairs_of_queries(&pairs, own_pairs, &qr, &kr, &wr, &mut near, &mut straddle);
+        }
+    }
+
+    // the unit's shares: through the state, from other sub-chunks, from its own. All are read before any is
+    // written, or each would wait for the one before.
+    let mut ends = Array::<f32>::new(SUB);
+    let mut from_state = Array::<f32>::new(SUB);
+    #[unroll]
+    for r in 0..SUB {
+        let valid = block * SUB + r < rows.len && i < key_dim;
+        let at = ((row0 + r) * dims.heads + head) * key_dim + i;
+        from_state[r] = read_or_zero::<f32>(&*dx, at, valid);
+        ends[r] = qr[r];
+        if is_key {
+            let k_at = row_offset(row0 + r, head, dims, dims.kv_heads, key_dim) + i;
+            ends[r] = read_or_zero::<E>(k, k_at, valid);
+        }
+    }
+    // `own[r]`: what row r adds to dg of the rows on its far side
+    let mut own = Array::<f32>::new(SUB);
     let mut state_sum = f32::new(0.0);
     #[unroll]
     for r in 0..SUB {
-        acc[r] *= own[r];
-        let valid = block * SUB + r < rows.len && i < key_dim;
-        let at = ((row0 + r) * dims.heads + head) * key_dim + i;
-        let mut from_state = f32::new(0.0);
-        if valid {
-            from_state = dx[at];
-            dx[at] = from_state + acc[r] + near[r];
+        let through = from_state[r] + acc[r];
+        if block * SUB + r < rows.len && i < key_dim {
+            let at = ((row0 + r) * dims.heads + head) * key_dim + i;
+            dx[at] = through + near[r];
         }
-        // from here on own[r] is what row r adds to dg of the rows on its far side
-        let mut end = qr[r];
-        if is_key {
-            end = kr[r];
-        }
-        own[r] = end * (from_state + acc[r]);
-        state_sum += end * from_state;
+        own[r] = ends[r] * through;
+        state_sum += ends[r] * from_state[r];
     }
 
     if gated {
         sums[block * cols + col] = state_sum;
+        let mut shares = Array::<f32>::new(SUB);
+        #[unroll]
+        for r in 0..SUB {
+            let valid = block * SUB + r < rows.len && i < key_dim;
+            let at = ((row0 + r) * dims.heads + head) * key_dim + i;
+            shares[r] = read_or_zero::<f32>(&*dg, at, valid);
+        }
         sync_cube();
         let mut running = f32::new(0.0);
         if is_key {
@@ -229,7 +259,7 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
             }
             if block * SUB + r < rows.len && i < key_dim {
                 let at = ((row0 + r) * dims.heads + head) * key_dim + i;
-                dg[at] += running + straddle[r];
+                dg[at] = shares[r] + running + straddle[r];
             }
             if is_key {
                 running += own[r];

@@ -3,9 +3,9 @@
 //! `A[t, s] = scale * sum_i q_t[i] k_s[i] exp(g_{s+1}[i] + .. + g_t[i])` for `s <= t` in one chunk,
 //! zero above the diagonal. Without a gate and with `q = do`, `k = v` it is the gradient `dA`.
 //!
-//! A cube owns one chunk of one head; a unit owns 16 rows of one column. On the diagonal the decay
-//! is a running product down the column; between sub-chunks it is factored into the query's decay
-//! from its sub-chunk's start, the key's to its sub-chunk's end, and the totals between.
+//! A cube owns one chunk of one head; a unit owns 16 rows of one column. Between sub-chunks the decay is factored
+//! into the query's from its sub-chunk's start, the key's to its sub-chunk's end, and the totals between. On the
+//! diagonal it is a running product down the column, of which each unit of the column takes a share of the channels.
 
 use cubecl::prelude::*;
 
@@ -65,6 +65,9 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float>(
     k_tile.fetch(k, &mut k_own);
 
     let mut acc = zeros(SUB);
+    // channels of a tile for each of the units that share a column
+    let shares = comptime!(SUB / blocks);
+    let mut near = zeros(SUB);
     for step in 0..comptime!(width.div_ceil(SUB)) {
         q_tile.put_left(&q_own, &mut qs);
         k_tile.put_left(&k_own, &mut ks);
@@ -78,16 +81,16 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float>(
         k_tile.fetch(k, &mut k_own);
 
         if gated {
-            if block_t == block_s {
-                for i in 0..SUB {
-                    let at = (block_t * SUB + i) * PITCH;
-                    let key = ks[at + s % SUB];
-                    let mut w = f32::new(0.0);
-                    #[unroll]
-                    for r in 0..SUB {
-                        w = select(s % SUB == r, key, w * decays[at + r]);
-                        acc[r] += qs[at + r] * w;
-                    }
+            // of the column's own sub-chunk a share of the channels
+            for n in 0..shares {
+                let i = block_t * shares + n;
+                let at = (block_s * SUB + i) * PITCH;
+                let key = ks[at + s % SUB];
+                let mut w = f32::new(0.0);
+                #[unroll]
+                for r in 0..SUB {
+                    w = select(s % SUB == r, key, w * decays[at + r]);
+                    near[r] += qs[at + r] * w;
                 }
             }
             sync_cube();
@@ -110,6 +113,26 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float>(
             }
         }
         sync_cube();
+    }
+
+    if gated {
+        // the shares of one after the other; the tile of queries has done its service
+        for share in 0..blocks {
+            if share == block_t {
+                #[unroll]
+                for r in 0..SUB {
+                    let at = r * chunk_len + s;
+                    qs[at] = select(share == 0, near[r], qs[at] + near[r]);
+                }
+            }
+            sync_cube();
+        }
+        if block_t == block_s {
+            #[unroll]
+            for r in 0..SUB {
+                acc[r] = qs[r * chunk_len + s];
+            }
+        }
     }
 
     #[unroll]
