@@ -283,8 +283,8 @@ fn split_many_chunks() {
     let blueprint = SplitBlueprint { chunk: 16, cols: 16 };
     let strategy = Strategy::Forced(Blueprint::Split(blueprint));
     for device in devices() {
-        for dtype in [RefDType::F32, RefDType::F16] {
-            if device.supports(dtype) && !(device.is_software() && dtype == RefDType::F16) {
+        for dtype in [RefDType::F32, RefDType::F16, RefDType::BF16] {
+            if device.supports(dtype) && !(device.is_software() && dtype != RefDType::F32) {
                 check(device.name, &device.client, &cases, dtype, RefDType::F32, strategy);
             }
         }

@@ -19,15 +19,15 @@ use crate::components::{
 /// * `added`: out, `[chunks, H, K, V]`
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn gla_chunk_state_kernel<X: Float, Y: Float>(
+pub(crate) fn gla_chunk_state_kernel<X: Float, Y: Float, S: Float>(
     x: &[X],
     y: &[Y],
-    added: &mut [f32],
+    added: &mut [S],
     map: ChunkMap,
     tasks: usize,
     scale: f32,
     #[comptime] spec: StageSpec,
-    #[define(X, Y)] _dtypes: [ElemType; 2],
+    #[define(X, Y, S)] _dtypes: [ElemType; 3],
 ) {
     let dims = comptime!(spec.dims);
     let key_dim = comptime!(dims.key_dim);
@@ -87,7 +87,7 @@ pub(crate) fn gla_chunk_state_kernel<X: Float, Y: Float>(
                 if comptime!(spec.role == Role::Query) {
                     value *= scale;
                 }
-                added[at + r * value_dim + j] = value;
+                added[at + r * value_dim + j] = S::cast_from(value);
             }
         }
     }

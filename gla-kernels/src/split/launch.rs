@@ -29,9 +29,20 @@ impl Prepared {
 
 impl Launcher<'_, SplitBlueprint> {
     /// Elements of the states between chunks.
-    pub fn states_len(&self) -> usize {
+    fn states_len(&self) -> usize {
         let dims = self.problem.dims;
         self.lines.num_chunks * dims.heads * dims.key_dim * dims.value_dim
+    }
+
+    /// Type of the states between chunks.
+    fn state_type(&self) -> ElemType {
+        super::state_type(self.problem.dtype)
+    }
+
+    /// Scratch for the states between chunks.
+    pub fn states_scratch(&self) -> Handle {
+        let bytes = self.state_type().size() * self.states_len();
+        self.scratch(bytes.div_ceil(4))
     }
 
     /// Scratch for rows of keys of every query head.
@@ -121,7 +132,7 @@ impl Launcher<'_, SplitBlueprint> {
                 tasks,
                 self.problem.scale,
                 spec,
-                [made.dtype, self.problem.dtype],
+                [made.dtype, self.problem.dtype, self.state_type()],
             );
         }
     }
@@ -159,6 +170,7 @@ impl Launcher<'_, SplitBlueprint> {
                 role == Role::Query,
                 start.is_some(),
                 end.is_some(),
+                self.state_type(),
             );
         }
     }
@@ -220,7 +232,7 @@ impl Launcher<'_, SplitBlueprint> {
                 tasks,
                 self.problem.scale,
                 spec,
-                [made.dtype, self.problem.dtype, out.1],
+                [made.dtype, self.problem.dtype, self.state_type(), out.1],
             );
         }
     }
@@ -256,7 +268,7 @@ impl Launcher<'_, SplitBlueprint> {
                 tasks,
                 self.problem.scale,
                 self.spec(role),
-                self.types(),
+                [self.problem.dtype, self.problem.gate_type(), self.state_type()],
             );
         }
     }

@@ -23,6 +23,9 @@ pub mod state_passing;
 
 pub(crate) use plan::{backward, forward};
 
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::*;
+
 use crate::components::{PATCH, Role, Source};
 use crate::{Dims, Problem, SUB, SplitBlueprint};
 
@@ -37,7 +40,7 @@ pub(crate) fn scratch(
     let row_heads = problem.rows() * dims.heads;
     let states = chunks.saturating_mul(dims.heads * dims.key_dim * dims.value_dim);
     let mut all = vec![
-        ("the states between chunks", states, 4),
+        ("the states between chunks", states, state_type(problem.dtype).size()),
         ("the intra-chunk matrix [B, T, H, chunk]", row_heads.saturating_mul(blueprint.chunk), 4),
     ];
     if dims.gate.is_some() {
@@ -49,6 +52,13 @@ pub(crate) fn scratch(
         all.push(("gradients before they are summed", row_heads * width, 4));
     }
     all
+}
+
+/// Type of the states between chunks. They are sums of many terms: bf16 has their range, and its rounding stays
+/// within the tolerance of bf16 inputs. In f16 a sum of many products could be infinite.
+pub(crate) fn state_type(dtype: ElemType) -> ElemType {
+    let brain = ElemType::Float(FloatKind::BF16);
+    if dtype == brain { brain } else { f32::elem_type_native() }
 }
 
 /// What a stage is compiled for.

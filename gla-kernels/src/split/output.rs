@@ -21,17 +21,17 @@ use crate::components::{
 /// * `out`: `[rows, H, V]`
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn gla_output_kernel<X: Float, Y: Float, O: Float>(
+pub(crate) fn gla_output_kernel<X: Float, Y: Float, S: Float, O: Float>(
     x: &[X],
     y: &[Y],
-    states: &[f32],
+    states: &[S],
     a: &[f32],
     out: &mut [O],
     map: ChunkMap,
     tasks: usize,
     scale: f32,
     #[comptime] spec: StageSpec,
-    #[define(X, Y, O)] _dtypes: [ElemType; 3],
+    #[define(X, Y, S, O)] _dtypes: [ElemType; 4],
 ) {
     let dims = comptime!(spec.dims);
     let key_dim = comptime!(dims.key_dim);
@@ -63,7 +63,7 @@ pub(crate) fn gla_output_kernel<X: Float, Y: Float, O: Float>(
     let mut ys = Shared::<[f32]>::new_aligned_slice(comptime!(SUB * cols), TILE_ALIGN);
 
     let mut x_own = Array::<X>::new(comptime!(from_x.each()));
-    let mut state_own = Array::<f32>::new(comptime!(from_states.each()));
+    let mut state_own = Array::<S>::new(comptime!(from_states.each()));
     let mut x_tile = Tile::at(rows.start, 0usize, rows.len, head, 0usize, from_x);
     let state_row = (chunk * dims.heads + head) * key_dim;
     let mut state_tile = Tile::at(state_row, 0usize, key_dim, 0usize, j0, from_states);

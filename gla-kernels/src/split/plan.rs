@@ -13,7 +13,7 @@ use crate::{BackwardArgs, ForwardArgs, GateKind, SplitBlueprint};
 /// 4. `output` (Query): `o` from all of them.
 pub(crate) fn forward(launcher: &Launcher<SplitBlueprint>, args: &ForwardArgs) {
     let (problem, dims) = (launcher.problem, launcher.problem.dims);
-    let states = launcher.scratch(launcher.states_len());
+    let states = launcher.states_scratch();
     let a = launcher.scratch(launcher.row_heads() * launcher.blueprint.chunk);
     let made = launcher.prepare([&args.q, &args.k], || [launcher.key_rows(), launcher.key_rows()]);
     let ends = (args.initial_state.as_ref(), Some(&args.final_state));
@@ -43,8 +43,8 @@ pub(crate) fn backward(launcher: &Launcher<SplitBlueprint>, args: &BackwardArgs)
     let dk = if in_place && group == 1 { args.dk.clone() } else { launcher.key_rows() };
 
     let made = launcher.prepare([q, k], || [dq.clone(), dk.clone()]);
-    let states = launcher.scratch(launcher.states_len());
-    let d_states = launcher.scratch(launcher.states_len());
+    let states = launcher.states_scratch();
+    let d_states = launcher.states_scratch();
     launcher.states(Role::Key, &made, v, (args.initial_state.as_ref(), None), &states);
     let ends = (args.d_final.as_ref(), Some(&args.dh0));
     launcher.states(Role::Query, &made, d_o, ends, &d_states);

@@ -22,18 +22,18 @@ use crate::components::{
 /// * `dx`: out, `[rows, H, K]` f32; `dg`: out, `[rows, H, K]` f32, written by Key with a gate
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn gla_project_kernel<E: Float, G: Float>(
+pub(crate) fn gla_project_kernel<E: Float, G: Float, S: Float>(
     y: &[E],
     gate: &[G],
-    states: &[f32],
-    others: &[f32],
+    states: &[S],
+    others: &[S],
     dx: &mut [f32],
     dg: &mut [f32],
     map: ChunkMap,
     tasks: usize,
     scale: f32,
     #[comptime] spec: StageSpec,
-    #[define(E, G)] _dtypes: [ElemType; 2],
+    #[define(E, G, S)] _dtypes: [ElemType; 3],
 ) {
     let dims = comptime!(spec.dims);
     let key_dim = comptime!(dims.key_dim);
@@ -80,8 +80,8 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float>(
         }
     }
     let mut y_own = Array::<E>::new(comptime!(from_y.each()));
-    let mut state_own = Array::<f32>::new(comptime!(from_states.each()));
-    let mut other_own = Array::<f32>::new(comptime!(from_states.each()));
+    let mut state_own = Array::<S>::new(comptime!(from_states.each()));
+    let mut other_own = Array::<S>::new(comptime!(from_states.each()));
     let mut y_tile = Tile::at(rows.start, 0usize, rows.len, head, 0usize, from_y);
     let state_row = (chunk * dims.heads + head) * key_dim;
     let mut state_tile = Tile::at(state_row, i0, key_dim, 0usize, 0usize, from_states);

@@ -23,10 +23,10 @@ const AHEAD: usize = 8;
 /// * `tasks`: vectors of `start`
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn gla_state_passing_kernel<N: Size>(
+pub(crate) fn gla_state_passing_kernel<S: Float, N: Size>(
     start: &[Vector<f32, N>],
     end: &mut [Vector<f32, N>],
-    states: &mut [Vector<f32, N>],
+    states: &mut [Vector<S, N>],
     decays: &[f32],
     map: ChunkMap,
     tasks: usize,
@@ -34,6 +34,7 @@ pub(crate) fn gla_state_passing_kernel<N: Size>(
     #[comptime] reversed: bool,
     #[comptime] has_start: bool,
     #[comptime] writes_end: bool,
+    #[define(S)] _dtype: ElemType,
 ) {
     let own = CUBE_POS * UNITS + UNIT_POS as usize;
     if own >= tasks {
@@ -60,7 +61,7 @@ pub(crate) fn gla_state_passing_kernel<N: Size>(
             let step = round * AHEAD + n;
             let step = select(step < count, step, count - 1);
             let chunk = step_chunk(first, count, step, reversed);
-            added[n] = states[chunk * len + within];
+            added[n] = Vector::cast_from(states[chunk * len + within]);
             factors[n] = f32::new(1.0);
             if gated {
                 factors[n] = decays[chunk * comptime!(dims.heads * dims.key_dim) + within / row];
@@ -71,7 +72,7 @@ pub(crate) fn gla_state_passing_kernel<N: Size>(
             let step = round * AHEAD + n;
             if step < count {
                 let chunk = step_chunk(first, count, step, reversed);
-                states[chunk * len + within] = state;
+                states[chunk * len + within] = Vector::cast_from(state);
                 state = state * Vector::new(factors[n]) + added[n];
             }
         }
