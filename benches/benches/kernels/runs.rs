@@ -6,8 +6,7 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use gla_benches::{Shape, Work};
 use gla_kernels::{
-    Blueprint, Dims, GateKind, Instruction, Plan, Problem, Sequences, Strategy,
-    check_chunked,
+    Blueprint, Dims, GateKind, Instruction, Plan, Problem, Sequences, Strategy, check_chunked,
 };
 use half::{bf16, f16};
 

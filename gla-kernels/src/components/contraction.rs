@@ -68,6 +68,22 @@ impl Patch {
         Patch { row: unit / across * PATCH_ROWS, col: unit % across * PATCH_COLS }
     }
 
+    /// A vector of accumulators, of row `r` from column `c` on.
+    pub fn vector<E: Float, N: Size>(
+        &self,
+        acc: &Array<f32>,
+        #[comptime] r: usize,
+        #[comptime] c: usize,
+    ) -> Vector<E, N> {
+        let size = N::value();
+        let mut out = Vector::<E, N>::empty();
+        #[unroll]
+        for e in 0..size {
+            out.insert(e, E::cast_from(acc[comptime!(r * PATCH_COLS + c + e)]));
+        }
+        out
+    }
+
     /// The sub-chunk that the rows are of.
     pub fn block(&self) -> usize {
         self.row / SUB

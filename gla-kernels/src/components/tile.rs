@@ -84,85 +84,118 @@ impl Tile {
         self.col0 += cols;
     }
 
-    /// Row and column, in the tile, of the unit's element `n`.
-    fn place(&self, #[comptime] n: usize) -> (usize, usize) {
+    /// Row and first column, in the tile, of the unit's vector `n`.
+    fn place<N: Size>(&self, #[comptime] n: usize) -> (usize, usize) {
         let from = comptime!(self.from);
+        let size = N::value();
+        let across = comptime!(from.cols / size);
         let at = UNIT_POS as usize + comptime!(n * from.units);
-        (at / from.cols, at % from.cols)
+        (at / across, at % across * size)
     }
 
     fn has(&self, row: usize, col: usize) -> bool {
         self.first + row < self.end && self.col0 + col < comptime!(self.from.width)
     }
 
-    /// Reads the unit's elements; for those outside, others.
-    pub fn fetch<E: Float>(&self, x: &[E], own: &mut Array<E>) {
+    /// Where in the tensor a row of the tile begins.
+    fn offset(&self, row: usize) -> usize {
         let from = comptime!(self.from);
+        let own_row = self.start + self.first + row;
+        row_offset(own_row, self.head, from.dims, from.own_heads, from.width) + self.col0
+    }
+
+    /// Reads the unit's vectors, of a size that divides the width; for those outside, others.
+    pub fn fetch<E: Float, N: Size>(&self, x: &[Vector<E, N>], own: &mut Array<Vector<E, N>>) {
+        let size = N::value();
         #[unroll]
-        for n in 0..from.each() {
-            let (row, col) = self.place(n);
-            let own_row = self.start + self.first + row;
-            let offset = row_offset(own_row, self.head, from.dims, from.own_heads, from.width);
-            own[n] = x[select(self.has(row, col), offset + self.col0 + col, 0usize)];
+        for n in 0..comptime!(self.from.each() / size) {
+            let (row, col) = self.place::<N>(n);
+            let at = (self.offset(row) + col) / size;
+            own[n] = x[select(self.has(row, col), at, 0usize)];
         }
     }
 
     /// Of a tile `[chunk, 16]` from column 0 on, reads those that lie in the sub-chunk of their row.
-    pub fn fetch_diagonal(&self, x: &[f32], own: &mut Array<f32>) {
-        let from = comptime!(self.from);
+    pub fn fetch_diagonal<N: Size>(&self, x: &[Vector<f32, N>], own: &mut Array<Vector<f32, N>>) {
+        let size = N::value();
         #[unroll]
-        for n in 0..from.each() {
-            let (row, col) = self.place(n);
-            let own_row = self.start + self.first + row;
-            let offset = row_offset(own_row, self.head, from.dims, from.own_heads, from.width);
-            own[n] = x[select(self.has(row, col), offset + row / SUB * SUB + col, 0usize)];
+        for n in 0..comptime!(self.from.each() / size) {
+            let (row, col) = self.place::<N>(n);
+            let at = (self.offset(row) + row / SUB * SUB + col) / size;
+            own[n] = x[select(self.has(row, col), at, 0usize)];
         }
     }
 
-    fn value<E: Float>(&self, own: &Array<E>, #[comptime] n: usize) -> f32 {
-        let (row, col) = self.place(n);
-        select(self.has(row, col), f32::cast_from(own[n]), f32::new(0.0))
-    }
-
-    /// Row-major, rows `stride` apart.
-    pub fn put_rows<E: Float>(&self, own: &Array<E>, out: &mut [f32], #[comptime] stride: usize) {
+    /// Row-major, rows `stride` apart, a multiple of 4.
+    pub fn put_rows<E: Float, N: Size>(
+        &self,
+        own: &Array<Vector<E, N>>,
+        out: &mut [f32],
+        #[comptime] stride: usize,
+    ) {
+        let size = N::value();
         #[unroll]
-        for n in 0..comptime!(self.from.each()) {
-            let (row, col) = self.place(n);
-            out[row * stride + col] = self.value(own, n);
+        for n in 0..comptime!(self.from.each() / size) {
+            let (row, col) = self.place::<N>(n);
+            put(own[n], self.has(row, col), out, row * stride + col, 1usize);
         }
     }
 
     /// Its transpose, row-major.
-    pub fn put_transposed<E: Float>(
+    pub fn put_transposed<E: Float, N: Size>(
         &self,
-        own: &Array<E>,
+        own: &Array<Vector<E, N>>,
         out: &mut [f32],
         #[comptime] stride: usize,
     ) {
+        let size = N::value();
         #[unroll]
-        for n in 0..comptime!(self.from.each()) {
-            let (row, col) = self.place(n);
-            out[col * stride + row] = self.value(own, n);
+        for n in 0..comptime!(self.from.each() / size) {
+            let (row, col) = self.place::<N>(n);
+            put(own[n], self.has(row, col), out, col * stride + row, stride);
         }
     }
 
     /// Of 16 columns, as the left operand of a contraction over them: `[rows / 16, 16 columns, PITCH]`.
-    pub fn put_left<E: Float>(&self, own: &Array<E>, out: &mut [f32]) {
+    pub fn put_left<E: Float, N: Size>(&self, own: &Array<Vector<E, N>>, out: &mut [f32]) {
+        let size = N::value();
         #[unroll]
-        for n in 0..comptime!(self.from.each()) {
-            let (row, col) = self.place(n);
-            out[((row / SUB) * SUB + col) * PITCH + row % SUB] = self.value(own, n);
+        for n in 0..comptime!(self.from.each() / size) {
+            let (row, col) = self.place::<N>(n);
+            let at = ((row / SUB) * SUB + col) * PITCH + row % SUB;
+            put(own[n], self.has(row, col), out, at, PITCH);
         }
     }
 
     /// Of 16 rows, its transpose as the left operand of a contraction over them: `[cols / 16, 16 rows, PITCH]`.
-    pub fn put_left_transposed<E: Float>(&self, own: &Array<E>, out: &mut [f32]) {
+    pub fn put_left_transposed<E: Float, N: Size>(
+        &self,
+        own: &Array<Vector<E, N>>,
+        out: &mut [f32],
+    ) {
+        let size = N::value();
         #[unroll]
-        for n in 0..comptime!(self.from.each()) {
-            let (row, col) = self.place(n);
-            out[((col / SUB) * SUB + row) * PITCH + col % SUB] = self.value(own, n);
+        for n in 0..comptime!(self.from.each() / size) {
+            let (row, col) = self.place::<N>(n);
+            let at = ((col / SUB) * SUB + row) * PITCH + col % SUB;
+            put(own[n], self.has(row, col), out, at, 1usize);
         }
+    }
+}
+
+/// Writes the elements of a vector, or zeros, `step` apart.
+#[cube]
+fn put<E: Float, N: Size>(
+    x: Vector<E, N>,
+    valid: bool,
+    out: &mut [f32],
+    at: usize,
+    #[comptime] step: usize,
+) {
+    let size = N::value();
+    #[unroll]
+    for e in 0..size {
+        out[at + e * step] = select(valid, f32::cast_from(x.extract(e)), f32::new(0.0));
     }
 }
 
@@ -198,43 +231,49 @@ pub fn load_decays<G: Float>(
     col0: usize,
     #[comptime] from: Source,
 ) {
-    let tile = Tile::at(rows.start, 0usize, rows.len, head, col0, from);
     #[unroll]
     for n in 0..comptime!(from.each()) {
-        let (row, c) = tile.place(n);
-        let valid = tile.has(row, c);
+        let at = UNIT_POS as usize + comptime!(n * from.units);
+        let (row, c) = (at / SUB, at % SUB);
+        let valid = row < rows.len && col0 + c < comptime!(from.width);
         out[((row / SUB) * SUB + c) * PITCH + row % SUB] =
             decay_or_one::<G>(gate, rows.start + row, head, col0 + c, valid, from.dims);
     }
 }
 
-/// Multiplies the 16 rows of each (sub-chunk, channel) column of a tile by the decay between the
+/// Multiplies the 16 rows of each (sub-chunk, channel) column of queries and keys by the decay between the
 /// row and the edge of its sub-chunk, and stores the decay of the whole sub-chunk.
 ///
 /// For queries the edge is the start (own gate included), for keys the end (own gate excluded).
-/// `x` and `decays` are laid out as [`Tile::put_left`] does; `totals[block * 16 + c]`.
+/// Tiles are laid out as [`Tile::put_left`] does; `totals[block * 16 + c]`.
 #[cube]
-pub fn scale_to_edge(
-    x: &mut [f32],
+pub fn scale_to_edges(
+    q: &mut [f32],
+    k: &mut [f32],
     decays: &[f32],
     totals: &mut [f32],
-    #[comptime] is_key: bool,
     #[comptime] columns: usize,
     #[comptime] units: usize,
 ) {
-    for column in range_stepped(UNIT_POS as usize, columns, units) {
+    for at in range_stepped(UNIT_POS as usize, comptime!(2 * columns), units) {
+        let column = at % columns;
+        let first = column * PITCH;
         let mut w = f32::new(1.0);
-        for walk in 0..SUB {
-            let row = column * PITCH + row_of(walk, is_key);
-            if is_key {
-                x[row] *= w;
-                w *= decays[row];
-            } else {
-                w *= decays[row];
-                x[row] *= w;
+        if at < columns {
+            #[unroll]
+            for r in 0..SUB {
+                w *= decays[first + r];
+                q[first + r] *= w;
+            }
+            totals[column] = w;
+        } else {
+            #[unroll]
+            for walk in 0..SUB {
+                let r = comptime!(SUB - 1 - walk);
+                k[first + r] *= w;
+                w *= decays[first + r];
             }
         }
-        totals[column] = w;
     }
 }
 

@@ -345,7 +345,10 @@ impl SplitBlueprint {
             ("chunk_state", 4 * (PITCH * chunk + SUB * cols)),
             ("scores", 4 * (3 * PITCH * chunk + SUB * blocks)),
             ("output", 4 * (PITCH * chunk + SUB * cols)),
-            ("project", 4 * (PITCH * chunk + 2 * SUB * (cols + 4) + chunk / PATCH_ROWS * cols + cols)),
+            (
+                "project",
+                4 * (PITCH * chunk + 2 * SUB * (cols + 4) + chunk / PATCH_ROWS * cols + cols),
+            ),
             ("intra_grad", 4 * (chunk * cols + PITCH * chunk + (2 + blocks) * blocks * cols)),
         ]
     }

@@ -4,6 +4,7 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
+use super::combine::{self, ChunkDecays};
 use super::plan::KeyScratch;
 use super::stage::scales_in_half;
 use super::state_walk::StateSpec;
@@ -11,7 +12,6 @@ use super::walk_spec::{Decay, Intra, ROWS_LEN, TOTAL, WalkShape, WalkSpec};
 use super::{
     CHUNK, ChunkSpec, intra_grad, padded, part_type, prepare, row_gate, scores, state_walk, walk,
 };
-use super::combine::{self, ChunkDecays};
 use crate::launch::{Launcher, arg, cubes, widest_vector};
 use crate::{Instruction, ScanBlueprint};
 

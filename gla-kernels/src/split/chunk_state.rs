@@ -19,10 +19,10 @@ use crate::components::{
 /// * `added`: out, `[chunks, H, K, V]`
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn gla_chunk_state_kernel<X: Float, Y: Float, S: Float>(
-    x: &[X],
-    y: &[Y],
-    added: &mut [S],
+pub(crate) fn gla_chunk_state_kernel<X: Float, Y: Float, S: Float, K: Size, V: Size>(
+    x: &[Vector<X, K>],
+    y: &[Vector<Y, V>],
+    added: &mut [Vector<S, V>],
     map: ChunkMap,
     tasks: usize,
     scale: f32,
@@ -54,8 +54,9 @@ pub(crate) fn gla_chunk_state_kernel<X: Float, Y: Float, S: Float>(
     let mut xs = Shared::<[f32]>::new_aligned_slice(comptime!(PITCH * channels), TILE_ALIGN);
     let mut ys = Shared::<[f32]>::new_aligned_slice(comptime!(SUB * cols), TILE_ALIGN);
 
-    let mut x_own = Array::<X>::new(comptime!(from_x.each()));
-    let mut y_own = Array::<Y>::new(comptime!(from_y.each()));
+    let (key_size, size) = (K::value(), V::value());
+    let mut x_own = Array::<Vector<X, K>>::new(comptime!(from_x.each() / key_size));
+    let mut y_own = Array::<Vector<Y, V>>::new(comptime!(from_y.each() / size));
     let mut x_tile = Tile::at(rows.start, 0usize, rows.len, head, channel0, from_x);
     let mut y_tile = Tile::at(rows.start, 0usize, rows.len, head, j0, from_y);
     x_tile.fetch(x, &mut x_own);
@@ -75,19 +76,22 @@ pub(crate) fn gla_chunk_state_kernel<X: Float, Y: Float, S: Float>(
         sync_cube();
     }
 
+    if comptime!(spec.role == Role::Query) {
+        #[unroll]
+        for at in 0..PATCH {
+            acc[at] *= scale;
+        }
+    }
     let i0 = channel0 + patch.row;
     let at = ((chunk * dims.heads + head) * key_dim + i0) * value_dim;
     #[unroll]
     for r in 0..PATCH_ROWS {
         #[unroll]
-        for c in 0..PATCH_COLS {
+        for part in 0..comptime!(PATCH_COLS / size) {
+            let c = comptime!(part * size);
             let j = j0 + patch.col + c;
             if i0 + r < key_dim && j < value_dim {
-                let mut value = acc[r * PATCH_COLS + c];
-                if comptime!(spec.role == Role::Query) {
-                    value *= scale;
-                }
-                added[at + r * value_dim + j] = S::cast_from(value);
+                added[(at + r * value_dim + j) / size] = patch.vector(&acc, r, c);
             }
         }
     }

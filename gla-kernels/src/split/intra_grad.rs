@@ -27,8 +27,8 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, PITCH, Role, TILE_ALIGN, contract, decay_between, decay_or_one, pairs_tile, read_or_zero, row_of,
-    row_offset, step_chunk, zeros,
+    ChunkMap, PITCH, Role, TILE_ALIGN, contract, decay_between, decay_or_one, pairs_tile,
+    read_or_zero, row_of, row_offset, step_chunk, zeros,
 };
 
 /// * `q`: `[rows, H, K]`, `k`: `[rows, Hk, K]`
@@ -37,11 +37,11 @@ use crate::components::{
 /// * `dg`: in and out, `[rows, H, K]` f32, with a gate
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
+pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
     q: &[E],
     k: &[E],
     gate: &[G],
-    da: &[f32],
+    da: &[Vector<f32, C>],
     dx: &mut [f32],
     dg: &mut [f32],
     map: ChunkMap,
@@ -118,8 +118,10 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float>(
     let steps = comptime!(if gated { blocks - 1 } else { blocks });
     let own_pairs = block * comptime!(SUB * PITCH);
     let mut acc = zeros(SUB);
-    let mut pairs_own = Array::<f32>::new(comptime!(chunk_len * SUB / units));
-    let mut diagonal_own = Array::<f32>::new(comptime!(chunk_len * SUB / units));
+    let size = C::value();
+    let each = comptime!(chunk_len * SUB / units / size);
+    let mut pairs_own = Array::<Vector<f32, C>>::new(each);
+    let mut diagonal_own = Array::<Vector<f32, C>>::new(each);
     let first = step_chunk(0, blocks, 0, is_key);
     pairs_tile(&rows, head, first, is_key, chunk_len, dims, units).fetch(da, &mut pairs_own);
     let diagonal = pairs_tile(&rows, head, 0, false, chunk_len, dims, units);

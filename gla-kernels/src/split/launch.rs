@@ -9,6 +9,14 @@ use crate::SplitBlueprint;
 use crate::components::Role;
 use crate::launch::{Launcher, arg, cubes, widest_vector};
 
+/// Elements of a vector of an intra-chunk matrix, whose rows are a chunk long.
+const PAIRS: usize = 4;
+
+/// Elements of a vector of rows of so many: no more than a unit takes of the smallest tile.
+fn vector(width: usize) -> usize {
+    widest_vector(width, &[4, 2])
+}
+
 /// What stage `prepare` leaves.
 pub(crate) struct Prepared {
     /// Rows of queries and keys that a state meets.
@@ -32,6 +40,11 @@ impl Launcher<'_, SplitBlueprint> {
     fn states_len(&self) -> usize {
         let dims = self.problem.dims;
         self.lines.num_chunks * dims.heads * dims.key_dim * dims.value_dim
+    }
+
+    /// Elements of a vector of rows of keys, and of rows of values.
+    fn vectors(&self) -> (usize, usize) {
+        (vector(self.problem.dims.key_dim), vector(self.problem.dims.value_dim))
     }
 
     /// Type of the states between chunks.
@@ -119,15 +132,18 @@ impl Launcher<'_, SplitBlueprint> {
             return;
         }
         let rows = self.problem.rows();
+        let (key, value) = self.vectors();
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
             super::chunk_state::gla_chunk_state_kernel::launch_unchecked(
                 self.client,
                 cubes(tasks, &self.limits),
                 self.patch_dim(),
-                arg(made.of(role), rows * spec.x_heads() * dims.key_dim),
-                arg(y, rows * role.heads(dims) * dims.value_dim),
-                arg(added, self.states_len()),
+                key,
+                value,
+                arg(made.of(role), rows * spec.x_heads() * dims.key_dim / key),
+                arg(y, rows * role.heads(dims) * dims.value_dim / value),
+                arg(added, self.states_len() / value),
                 self.map(),
                 tasks,
                 self.problem.scale,
@@ -146,7 +162,7 @@ impl Launcher<'_, SplitBlueprint> {
         states: &Handle,
     ) {
         let dims = self.problem.dims;
-        let size = widest_vector(dims.value_dim, &[4, 2]);
+        let size = vector(dims.value_dim);
         let (len, own) = (self.states_len(), self.problem.state_len() / size);
         if own == 0 {
             return;
@@ -181,14 +197,16 @@ impl Launcher<'_, SplitBlueprint> {
         if tasks == 0 {
             return;
         }
+        let size = vector(width);
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
             super::scores::gla_scores_kernel::launch_unchecked(
                 self.client,
                 cubes(tasks, &self.limits),
                 CubeDim::new_1d((self.blueprint.blocks() * self.blueprint.chunk) as u32),
-                arg(q, self.row_heads() * width),
-                arg(k, self.problem.rows() * self.problem.dims.kv_heads * width),
+                size,
+                arg(q, self.row_heads() * width / size),
+                arg(k, self.problem.rows() * self.problem.dims.kv_heads * width / size),
                 self.gate(),
                 arg(a, self.row_heads() * self.blueprint.chunk),
                 self.map(),
@@ -217,17 +235,21 @@ impl Launcher<'_, SplitBlueprint> {
             return;
         }
         let rows = self.problem.rows();
+        let (key, value) = self.vectors();
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
             super::output::gla_output_kernel::launch_unchecked(
                 self.client,
                 cubes(tasks, &self.limits),
                 self.patch_dim(),
-                arg(made.of(role), rows * spec.x_heads() * dims.key_dim),
-                arg(y, rows * role.other().heads(dims) * dims.value_dim),
-                arg(states, self.states_len()),
-                arg(a, self.row_heads() * self.blueprint.chunk),
-                arg(out.0, self.row_heads() * dims.value_dim),
+                key,
+                value,
+                PAIRS,
+                arg(made.of(role), rows * spec.x_heads() * dims.key_dim / key),
+                arg(y, rows * role.other().heads(dims) * dims.value_dim / value),
+                arg(states, self.states_len() / value),
+                arg(a, self.row_heads() * self.blueprint.chunk / PAIRS),
+                arg(out.0, self.row_heads() * dims.value_dim / value),
                 self.map(),
                 tasks,
                 self.problem.scale,
@@ -252,18 +274,21 @@ impl Launcher<'_, SplitBlueprint> {
         }
         let rows = self.problem.rows();
         let own_heads = role.heads(dims);
+        let (key, value) = self.vectors();
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
             super::project::gla_project_kernel::launch_unchecked(
                 self.client,
                 cubes(tasks, &self.limits),
                 self.patch_dim(),
-                arg(y, rows * own_heads * dims.value_dim),
+                key,
+                value,
+                arg(y, rows * own_heads * dims.value_dim / value),
                 self.gate(),
-                arg(states, self.states_len()),
-                arg(others, self.states_len()),
-                arg(dx, self.row_heads() * dims.key_dim),
-                arg(dg, self.row_heads() * dims.key_dim),
+                arg(states, self.states_len() / value),
+                arg(others, self.states_len() / value),
+                arg(dx, self.row_heads() * dims.key_dim / key),
+                arg(dg, self.row_heads() * dims.key_dim / key),
                 self.map(),
                 tasks,
                 self.problem.scale,
@@ -292,10 +317,11 @@ impl Launcher<'_, SplitBlueprint> {
                 self.client,
                 cubes(tasks, &self.limits),
                 CubeDim::new_1d(self.blueprint.units() as u32),
+                PAIRS,
                 arg(q, self.row_heads() * dims.key_dim),
                 arg(k, self.problem.rows() * dims.kv_heads * dims.key_dim),
                 self.gate(),
-                arg(da, self.row_heads() * self.blueprint.chunk),
+                arg(da, self.row_heads() * self.blueprint.chunk / PAIRS),
                 arg(dx, self.row_heads() * dims.key_dim),
                 arg(dg, self.row_heads() * dims.key_dim),
                 self.map(),

@@ -86,7 +86,13 @@ impl StageSpec {
     }
 
     /// Tiles of rows of a tensor `[rows, own_heads, width]`, for stages whose units own patches.
-    pub const fn rows_of(&self, own_heads: usize, width: usize, rows: usize, cols: usize) -> Source {
+    pub const fn rows_of(
+        &self,
+        own_heads: usize,
+        width: usize,
+        rows: usize,
+        cols: usize,
+    ) -> Source {
         Source { dims: self.dims, own_heads, width, rows, cols, units: self.patch_units() }
     }
 

@@ -21,12 +21,20 @@ use crate::components::{
 /// * `out`: `[rows, H, V]`
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn gla_output_kernel<X: Float, Y: Float, S: Float, O: Float>(
-    x: &[X],
-    y: &[Y],
-    states: &[S],
-    a: &[f32],
-    out: &mut [O],
+pub(crate) fn gla_output_kernel<
+    X: Float,
+    Y: Float,
+    S: Float,
+    O: Float,
+    K: Size,
+    V: Size,
+    C: Size,
+>(
+    x: &[Vector<X, K>],
+    y: &[Vector<Y, V>],
+    states: &[Vector<S, V>],
+    a: &[Vector<f32, C>],
+    out: &mut [Vector<O, V>],
     map: ChunkMap,
     tasks: usize,
     scale: f32,
@@ -62,8 +70,9 @@ pub(crate) fn gla_output_kernel<X: Float, Y: Float, S: Float, O: Float>(
     let mut xs = Shared::<[f32]>::new_aligned_slice(comptime!(PITCH * chunk_len), TILE_ALIGN);
     let mut ys = Shared::<[f32]>::new_aligned_slice(comptime!(SUB * cols), TILE_ALIGN);
 
-    let mut x_own = Array::<X>::new(comptime!(from_x.each()));
-    let mut state_own = Array::<S>::new(comptime!(from_states.each()));
+    let (key_size, size, pair_size) = (K::value(), V::value(), C::value());
+    let mut x_own = Array::<Vector<X, K>>::new(comptime!(from_x.each() / key_size));
+    let mut state_own = Array::<Vector<S, V>>::new(comptime!(from_states.each() / size));
     let mut x_tile = Tile::at(rows.start, 0usize, rows.len, head, 0usize, from_x);
     let state_row = (chunk * dims.heads + head) * key_dim;
     let mut state_tile = Tile::at(state_row, 0usize, key_dim, 0usize, j0, from_states);
@@ -89,8 +98,8 @@ pub(crate) fn gla_output_kernel<X: Float, Y: Float, S: Float, O: Float>(
         }
     }
 
-    let mut pairs_own = Array::<f32>::new(comptime!(from_x.each()));
-    let mut y_own = Array::<Y>::new(comptime!(from_y.each()));
+    let mut pairs_own = Array::<Vector<f32, C>>::new(comptime!(from_x.each() / pair_size));
+    let mut y_own = Array::<Vector<Y, V>>::new(comptime!(from_y.each() / size));
     let mut y_tile = Tile::at(rows.start, 0usize, rows.len, head, j0, from_y);
     pairs_tile(&rows, head, 0usize, is_key, chunk_len, dims, units).fetch(a, &mut pairs_own);
     y_tile.fetch(y, &mut y_own);
@@ -118,10 +127,11 @@ pub(crate) fn gla_output_kernel<X: Float, Y: Float, S: Float, O: Float>(
         let row = patch.row + r;
         let at = ((rows.start + row) * dims.heads + head) * value_dim;
         #[unroll]
-        for c in 0..PATCH_COLS {
+        for part in 0..comptime!(PATCH_COLS / size) {
+            let c = comptime!(part * size);
             let j = j0 + patch.col + c;
             if row < rows.len && j < value_dim {
-                out[at + j] = O::cast_from(acc[r * PATCH_COLS + c]);
+                out[(at + j) / size] = patch.vector(&acc, r, c);
             }
         }
     }

@@ -22,13 +22,13 @@ use crate::components::{
 /// * `dx`: out, `[rows, H, K]` f32; `dg`: out, `[rows, H, K]` f32, written by Key with a gate
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn gla_project_kernel<E: Float, G: Float, S: Float>(
-    y: &[E],
+pub(crate) fn gla_project_kernel<E: Float, G: Float, S: Float, K: Size, V: Size>(
+    y: &[Vector<E, V>],
     gate: &[G],
-    states: &[S],
-    others: &[S],
-    dx: &mut [f32],
-    dg: &mut [f32],
+    states: &[Vector<S, V>],
+    others: &[Vector<S, V>],
+    dx: &mut [Vector<f32, K>],
+    dg: &mut [Vector<f32, K>],
     map: ChunkMap,
     tasks: usize,
     scale: f32,
@@ -68,8 +68,7 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float, S: Float>(
     // four more, for tiles are put down by columns
     let width = comptime!(cols + 4);
     let mut tile = Shared::<[f32]>::new_aligned_slice(comptime!(SUB * width), TILE_ALIGN);
-    let mut other =
-        Shared::<[f32]>::new_slice(comptime!(if overlaps { SUB * width } else { 1 }));
+    let mut other = Shared::<[f32]>::new_slice(comptime!(if overlaps { SUB * width } else { 1 }));
     let mut totals = Shared::<[f32]>::new_slice(comptime!(groups * cols));
     let mut through = Shared::<[f32]>::new_slice(cols);
 
@@ -79,9 +78,11 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float, S: Float>(
             through[col] = 0.0;
         }
     }
-    let mut y_own = Array::<E>::new(comptime!(from_y.each()));
-    let mut state_own = Array::<S>::new(comptime!(from_states.each()));
-    let mut other_own = Array::<S>::new(comptime!(from_states.each()));
+    let (size, value_size) = (K::value(), V::value());
+    let mut y_own = Array::<Vector<E, V>>::new(comptime!(from_y.each() / value_size));
+    let each = comptime!(from_states.each() / value_size);
+    let mut state_own = Array::<Vector<S, V>>::new(each);
+    let mut other_own = Array::<Vector<S, V>>::new(each);
     let mut y_tile = Tile::at(rows.start, 0usize, rows.len, head, 0usize, from_y);
     let state_row = (chunk * dims.heads + head) * key_dim;
     let mut state_tile = Tile::at(state_row, i0, key_dim, 0usize, 0usize, from_states);
@@ -162,21 +163,31 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float, S: Float>(
         }
     }
 
+    let mut first_row = zeros(PATCH_COLS);
+    if overlaps {
+        #[unroll]
+        for c in 0..PATCH_COLS {
+            first_row[c] = through[patch.col + c];
+        }
+    }
+    if !is_key {
+        #[unroll]
+        for at in 0..PATCH {
+            acc[at] *= scale;
+        }
+    }
     #[unroll]
     for r in 0..PATCH_ROWS {
         let row = patch.row + r;
-        let at = ((rows.start + row) * dims.heads + head) * key_dim + i0;
+        let at = ((rows.start + row) * dims.heads + head) * key_dim + i0 + patch.col;
         #[unroll]
-        for c in 0..PATCH_COLS {
-            let col = patch.col + c;
-            if row < rows.len && i0 + col < key_dim {
-                if is_key {
-                    dx[at + col] = acc[r * PATCH_COLS + c];
-                    if gated {
-                        dg[at + col] = through[col];
-                    }
-                } else {
-                    dx[at + col] = acc[r * PATCH_COLS + c] * scale;
+        for part in 0..comptime!(PATCH_COLS / size) {
+            let c = comptime!(part * size);
+            if row < rows.len && i0 + patch.col + c < key_dim {
+                dx[(at + c) / size] = patch.vector(&acc, r, c);
+                if overlaps {
+                    // equal for all rows
+                    dg[(at + c) / size] = patch.vector(&first_row, 0usize, c);
                 }
             }
         }

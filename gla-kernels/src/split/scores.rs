@@ -12,16 +12,16 @@ use cubecl::prelude::*;
 use super::StageSpec;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, PITCH, Source, TILE_ALIGN, Tile, decay_between, load_decays, scale_to_edge, zeros,
+    ChunkMap, PITCH, Source, TILE_ALIGN, Tile, decay_between, load_decays, scale_to_edges, zeros,
 };
 
 /// * `q`: `[rows, H, width]`, `k`: `[rows, Hk, width]`
 /// * `a`: out, `[rows, H, chunk]`
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn gla_scores_kernel<E: Float, G: Float>(
-    q: &[E],
-    k: &[E],
+pub(crate) fn gla_scores_kernel<E: Float, G: Float, W: Size>(
+    q: &[Vector<E, W>],
+    k: &[Vector<E, W>],
     gate: &[G],
     a: &mut [f32],
     map: ChunkMap,
@@ -57,8 +57,9 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float>(
     let mut decays = Shared::<[f32]>::new_aligned_slice(comptime!(PITCH * chunk_len), TILE_ALIGN);
     let mut totals = Shared::<[f32]>::new_slice(comptime!(SUB * blocks));
 
-    let mut q_own = Array::<E>::new(comptime!(from_q.each()));
-    let mut k_own = Array::<E>::new(comptime!(from_k.each()));
+    let size = W::value();
+    let mut q_own = Array::<Vector<E, W>>::new(comptime!(from_q.each() / size));
+    let mut k_own = Array::<Vector<E, W>>::new(comptime!(from_k.each() / size));
     let mut q_tile = Tile::at(rows.start, 0usize, rows.len, head, 0usize, from_q);
     let mut k_tile = Tile::at(rows.start, 0usize, rows.len, head, 0usize, from_k);
     q_tile.fetch(q, &mut q_own);
@@ -94,8 +95,8 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float>(
                 }
             }
             sync_cube();
-            scale_to_edge(&mut qs, &decays, &mut totals, false, comptime!(SUB * blocks), units);
-            scale_to_edge(&mut ks, &decays, &mut totals, true, comptime!(SUB * blocks), units);
+            let columns = comptime!(SUB * blocks);
+            scale_to_edges(&mut qs, &mut ks, &decays, &mut totals, columns, units);
             sync_cube();
         }
 
