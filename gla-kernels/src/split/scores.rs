@@ -3,17 +3,18 @@
 //! `A[t, s] = scale * sum_i q_t[i] k_s[i] exp(g_{s+1}[i] + .. + g_t[i])` for `s <= t` in one chunk,
 //! zero above the diagonal. Without a gate and with `q = do`, `k = v` it is the gradient `dA`.
 //!
-//! A cube owns one chunk of one head; a unit owns 16 rows of one column. Between sub-chunks the decay is factored
-//! into the query's from its sub-chunk's start, the key's to its sub-chunk's end, and the totals between. On the
-//! diagonal it is a running product down the column, of which each unit of the column takes a share of the channels.
+//! A cube owns one chunk of one head; a unit owns 16 rows of one column. Where channels differ in their decay, it is
+//! factored between sub-chunks into the query's from its sub-chunk's start, the key's to its sub-chunk's end, and the
+//! totals between; on the diagonal it is a running product down the column, of which each unit of the column takes a
+//! share of the channels. Where they do not (a scalar or fixed gate), it is one factor for a product without.
 
 use cubecl::prelude::*;
 
 use super::StageSpec;
-use crate::SUB;
 use crate::components::{
-    ChunkMap, PITCH, Source, TILE_ALIGN, Tile, decay_between, load_decays, scale_to_edges, zeros,
+    ChunkMap, PITCH, Source, TILE_ALIGN, Tile, decay_or_one, load_decays, scale_to_edges, zeros,
 };
+use crate::{GateKind, SUB};
 
 /// * `q`: `[rows, H, width]`, `k`: `[rows, Hk, width]`
 /// * `a`: out, `[rows, H, chunk]`
@@ -29,7 +30,7 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float, W: Size>(
     scale: f32,
     #[comptime] spec: StageSpec,
     #[comptime] width: usize,
-    #[comptime] gated: bool,
+    #[comptime] has_decay: bool,
     #[define(E, G)] _dtypes: [ElemType; 2],
 ) {
     let dims = comptime!(spec.dims);
@@ -39,6 +40,8 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float, W: Size>(
     let from_q =
         comptime!(Source { dims, own_heads: dims.heads, width, rows: chunk_len, cols: SUB, units });
     let from_k = comptime!(Source { own_heads: dims.kv_heads, ..from_q });
+    let gated = comptime!(has_decay && dims.gate == GateKind::Vector);
+    let row_gated = comptime!(has_decay && dims.gate.is_some() && !gated);
 
     let task = CUBE_POS;
     if task >= tasks {
@@ -54,8 +57,15 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float, W: Size>(
 
     let mut qs = Shared::<[f32]>::new_aligned_slice(comptime!(PITCH * chunk_len), TILE_ALIGN);
     let mut ks = Shared::<[f32]>::new_aligned_slice(comptime!(PITCH * chunk_len), TILE_ALIGN);
+    // of a tile's channels, or of the rows
     let mut decays = Shared::<[f32]>::new_aligned_slice(comptime!(PITCH * chunk_len), TILE_ALIGN);
     let mut totals = Shared::<[f32]>::new_slice(comptime!(SUB * blocks));
+    if row_gated {
+        for row in range_stepped(unit, chunk_len, units) {
+            let valid = row < rows.len;
+            decays[row] = decay_or_one::<G>(gate, rows.start + row, head, 0usize, valid, dims);
+        }
+    }
 
     let size = W::value();
     let mut q_own = Array::<Vector<E, W>>::new(comptime!(from_q.each() / size));
@@ -104,7 +114,12 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float, W: Size>(
             for i in 0..SUB {
                 let mut key = ks[(block_s * SUB + i) * PITCH + s % SUB];
                 if gated {
-                    key *= decay_between(&totals, block_s + 1, block_t, i, SUB);
+                    // of the sub-chunks between the two
+                    #[unroll]
+                    for m in 1..comptime!(blocks.max(2) - 1) {
+                        let between = block_s < m && m < block_t;
+                        key *= select(between, totals[m * SUB + i], f32::new(1.0));
+                    }
                 }
                 let at = (block_t * SUB + i) * PITCH;
                 #[unroll]
@@ -133,6 +148,19 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float, W: Size>(
             for r in 0..SUB {
                 acc[r] = qs[r * chunk_len + s];
             }
+        }
+    }
+
+    if row_gated {
+        let mut w = f32::new(1.0);
+        for row in s + 1..block_t * SUB {
+            w *= decays[row];
+        }
+        #[unroll]
+        for r in 0..SUB {
+            let t = block_t * SUB + r;
+            w *= select(t > s, decays[t], f32::new(1.0));
+            acc[r] *= w;
         }
     }
 
