@@ -55,12 +55,17 @@ impl<'a, B> Launcher<'a, B> {
 
     /// Scratch of `len` f32.
     pub fn scratch(&self, len: usize) -> Handle {
-        self.client.empty(4 * len.max(NOTHING))
+        self.scratch_of(len, f32::elem_type_native())
     }
 
     /// Scratch of `len` elements of the inputs' type.
     pub fn scratch_like(&self, len: usize) -> Handle {
-        self.client.empty(self.problem.dtype.size() * len.max(1))
+        self.scratch_of(len, self.problem.dtype)
+    }
+
+    /// Scratch of `len` elements of a type.
+    pub fn scratch_of(&self, len: usize, dtype: ElemType) -> Handle {
+        self.client.empty((dtype.size() * len).max(4 * NOTHING))
     }
 
     /// Rows times query heads.
@@ -118,7 +123,7 @@ impl<'a, B> Launcher<'a, B> {
         let len = parts * self.row_heads() * width;
         match (parts, self.problem.dims.heads / own_heads) {
             (1, 1) => (out.clone(), self.problem.dtype),
-            (_, 1) => (self.client.empty(part_type.size() * len.max(1)), part_type),
+            (_, 1) => (self.scratch_of(len, part_type), part_type),
             _ => (self.scratch(len), f32::elem_type_native()),
         }
     }

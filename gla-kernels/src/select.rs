@@ -139,6 +139,17 @@ mod tests {
     }
 
     #[test]
+    fn tiles_fit_the_least_webgpu() {
+        let most = |chunk, cols| {
+            let blueprint = SplitBlueprint { chunk, cols };
+            let (_, bytes) = blueprint.shared_memory().into_iter().max_by_key(|x| x.1).unwrap();
+            (bytes, blueprint.units())
+        };
+        assert_eq!(most(64, 64), (27_648, 256));
+        assert_eq!(most(64, 32), (16 << 10, 128));
+    }
+
+    #[test]
     fn long_sequences_of_few_heads_are_cut() {
         let half = ElemType::Float(FloatKind::BF16);
         let device = DeviceLimits { mma: vec![half], ..limits(227 << 10, 1024) };

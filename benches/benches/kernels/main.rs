@@ -52,7 +52,7 @@ struct Args {
     /// The tile instruction of the scan plan, mma or cmma, instead of the one that fits best
     #[arg(long)]
     instruction: Option<String>,
-    /// Chunks of a segment, instead of what fits best
+    /// Chunks of a segment of the scan plan, instead of what fits best
     #[arg(long)]
     segment: Option<usize>,
     /// The shapes, gates and steps of the committed results, beside what is given

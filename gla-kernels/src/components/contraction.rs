@@ -5,12 +5,11 @@ use cubecl::prelude::*;
 use super::PITCH;
 use crate::SUB;
 
-/// `acc[r] += sum_d a[a_at + PITCH d + r] * b[b_at + b_stride d]` for the 16 rows of the unit's tile.
+/// `acc[r] += sum_d a[a_at + PITCH d + r] * b[b_at + b_stride d]` for the 16 rows of the unit's tile, to depth 16.
 ///
-/// * `a`: shared memory, `[depth, PITCH]`, of which the 16 rows of the tile are the first.
-/// * `b`: shared memory, `[depth, b_stride]`: the unit reads its own column.
+/// * `a`: shared memory, `[16, PITCH]`, of which the 16 rows of the tile are the first.
+/// * `b`: shared memory, `[16, b_stride]`: the unit reads its own column.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 pub fn contract(
     acc: &mut Array<f32>,
     a: &[f32],
@@ -18,9 +17,8 @@ pub fn contract(
     b: &[f32],
     b_at: usize,
     #[comptime] b_stride: usize,
-    #[comptime] depth: usize,
 ) {
-    for d in 0..depth {
+    for d in 0..SUB {
         let x = b[b_at + d * b_stride];
         #[unroll]
         for r in 0..SUB {
@@ -68,20 +66,34 @@ impl Patch {
         Patch { row: unit / across * PATCH_ROWS, col: unit % across * PATCH_COLS }
     }
 
-    /// A vector of accumulators, of row `r` from column `c` on.
-    pub fn vector<E: Float, N: Size>(
+    /// Writes what lies within the first `rows` rows and `cols` columns of the tile, whose first element is `at` of
+    /// `out`, its rows `stride` apart. Vectors divide the columns.
+    #[allow(clippy::too_many_arguments)]
+    pub fn store<E: Float, N: Size>(
         &self,
         acc: &Array<f32>,
-        #[comptime] r: usize,
-        #[comptime] c: usize,
-    ) -> Vector<E, N> {
+        out: &mut [Vector<E, N>],
+        at: usize,
+        rows: usize,
+        cols: usize,
+        #[comptime] stride: usize,
+    ) {
         let size = N::value();
-        let mut out = Vector::<E, N>::empty();
         #[unroll]
-        for e in 0..size {
-            out.insert(e, E::cast_from(acc[comptime!(r * PATCH_COLS + c + e)]));
+        for r in 0..PATCH_ROWS {
+            #[unroll]
+            for part in 0..comptime!(PATCH_COLS / size) {
+                let (row, col) = (self.row + r, self.col + comptime!(part * size));
+                let mut x = Vector::<E, N>::empty();
+                #[unroll]
+                for e in 0..size {
+                    x.insert(e, E::cast_from(acc[comptime!(r * PATCH_COLS + part * size + e)]));
+                }
+                if row < rows && col < cols {
+                    out[(at + row * stride + col) / size] = x;
+                }
+            }
         }
-        out
     }
 
     /// The sub-chunk that the rows are of.
@@ -89,20 +101,19 @@ impl Patch {
         self.row / SUB
     }
 
-    /// `acc[r, c] += sum_d a[block, d, r] * b[d, c]`.
+    /// `acc[r, c] += sum_d a[block, d, r] * b[d, c]`, to depth 16.
     ///
-    /// * `a`: shared memory, `[blocks, depth, PITCH]`, of which the 16 rows of a sub-chunk are the first.
-    /// * `b`: shared memory, `[depth, b_stride]`, a multiple of 4.
+    /// * `a`: shared memory, `[blocks, 16, PITCH]`, of which the 16 rows of a sub-chunk are the first.
+    /// * `b`: shared memory, `[16, b_stride]`, a multiple of 4.
     pub fn contract(
         &self,
         acc: &mut Array<f32>,
         a: &[f32],
         b: &[f32],
         #[comptime] b_stride: usize,
-        #[comptime] depth: usize,
     ) {
-        let a_at = self.block() * comptime!(PITCH * depth) + self.row % SUB;
-        for d in 0..depth {
+        let a_at = self.block() * comptime!(PITCH * SUB) + self.row % SUB;
+        for d in 0..SUB {
             let mut x = Array::<f32>::new(PATCH_COLS);
             #[unroll]
             for c in 0..PATCH_COLS {

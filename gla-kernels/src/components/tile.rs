@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::{ChunkRows, decay_or_one, row_offset};
+use super::{ChunkRows, row_offset};
 use crate::{Dims, SUB};
 
 /// From one column of 16 rows to the next in shared memory. Units that walk along neighbouring columns, and those
@@ -221,62 +221,6 @@ pub fn pairs_tile(
     }
 }
 
-/// The decay factors of a tile of keys `[chunk, 16]`, as [`Tile::put_left`] puts it down; one where the tile is zero.
-#[cube]
-pub fn load_decays<G: Float>(
-    gate: &[G],
-    out: &mut [f32],
-    rows: &ChunkRows,
-    head: usize,
-    col0: usize,
-    #[comptime] from: Source,
-) {
-    #[unroll]
-    for n in 0..comptime!(from.each()) {
-        let at = UNIT_POS as usize + comptime!(n * from.units);
-        let (row, c) = (at / SUB, at % SUB);
-        let valid = row < rows.len && col0 + c < comptime!(from.width);
-        out[((row / SUB) * SUB + c) * PITCH + row % SUB] =
-            decay_or_one::<G>(gate, rows.start + row, head, col0 + c, valid, from.dims);
-    }
-}
-
-/// Multiplies the 16 rows of each (sub-chunk, channel) column of queries and keys by the decay between the
-/// row and the edge of its sub-chunk, and stores the decay of the whole sub-chunk.
-///
-/// For queries the edge is the start (own gate included), for keys the end (own gate excluded).
-/// Tiles are laid out as [`Tile::put_left`] does; `totals[block * 16 + c]`.
-#[cube]
-pub fn scale_to_edges(
-    q: &mut [f32],
-    k: &mut [f32],
-    decays: &[f32],
-    totals: &mut [f32],
-    #[comptime] columns: usize,
-    #[comptime] units: usize,
-) {
-    for at in range_stepped(UNIT_POS as usize, comptime!(2 * columns), units) {
-        let column = at % columns;
-        let first = column * PITCH;
-        let mut w = f32::new(1.0);
-        if at < columns {
-            #[unroll]
-            for r in 0..SUB {
-                w *= decays[first + r];
-                q[first + r] *= w;
-            }
-            totals[column] = w;
-        } else {
-            #[unroll]
-            for walk in 0..SUB {
-                let r = comptime!(SUB - 1 - walk);
-                k[first + r] *= w;
-                w *= decays[first + r];
-            }
-        }
-    }
-}
-
 /// Product of the totals of the sub-chunks, or other groups of rows, `from..to` for channel `c` (`totals[block * width + c]`).
 #[cube]
 pub fn decay_between(
@@ -291,10 +235,4 @@ pub fn decay_between(
         w *= totals[block * width + c];
     }
     w
-}
-
-/// The row a walk over the 16 rows of a sub-chunk is at, from the first on or from the last back.
-#[cube]
-pub fn row_of(walk: usize, #[comptime] from_last: bool) -> usize {
-    if from_last { SUB - 1 - walk } else { walk }
 }

@@ -5,7 +5,7 @@ use cubecl::ir::features::MatmulFeatures;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
-use crate::components::{PATCH_ROWS, PITCH};
+use crate::components::{PATCH, PATCH_ROWS, PITCH};
 use crate::{GlaError, Problem, scan};
 
 /// Rows of a sub-chunk: the unit of secondary chunking. Decay is factored between sub-chunks and
@@ -105,10 +105,10 @@ pub const SCAN_CHUNK: usize = 64;
 /// Most key channels that the scan plan takes: its cubes hold the state for all of them.
 pub const SCAN_MAX_KEYS: usize = 256;
 
-/// Most segments of a sequence.
+/// Most segments of a sequence in the scan plan.
 pub const MAX_SEGMENTS: usize = 64;
 
-/// Chunks that a segment has at least: shorter ones would not repay the first walk.
+/// Chunks that a segment of the scan plan has at least: shorter ones would not repay the first walk.
 pub const LEAST_CHUNKS: usize = 8;
 
 /// Choices of the scan plan.
@@ -332,9 +332,14 @@ impl SplitBlueprint {
         self.chunk / SUB
     }
 
-    /// Units of a cube, the most of all kernels but `scores`.
+    /// Units of a cube of `prepare` and `intra_grad`, each with 16 rows of a column.
     pub const fn units(&self) -> usize {
         self.blocks() * self.cols
+    }
+
+    /// Units of a cube of `chunk_state`, `output` and `project`, each with a patch.
+    pub const fn patch_units(&self) -> usize {
+        self.chunk * self.cols / PATCH
     }
 
     /// Shared memory of each kernel in bytes.
@@ -353,7 +358,7 @@ impl SplitBlueprint {
         ]
     }
 
-    /// Checks the blueprint against a device and a problem.
+    /// Checks the blueprint against a device.
     ///
     /// # Errors
     ///

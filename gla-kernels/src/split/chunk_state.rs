@@ -10,9 +10,7 @@ use cubecl::prelude::*;
 
 use super::StageSpec;
 use crate::SUB;
-use crate::components::{
-    ChunkMap, PATCH, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, TILE_ALIGN, Tile, zeros,
-};
+use crate::components::{ChunkMap, PATCH, PITCH, Patch, Role, TILE_ALIGN, Tile, zeros};
 
 /// * `x`: `k` (Key) or `q` (Query), with a gate as `prepare` leaves them: `[rows, spec.x_heads(), K]`
 /// * `y`: `v [rows, Hk, V]` (Key) or `do [rows, H, V]` (Query)
@@ -32,11 +30,11 @@ pub(crate) fn gla_chunk_state_kernel<X: Float, Y: Float, S: Float, K: Size, V: S
     let dims = comptime!(spec.dims);
     let key_dim = comptime!(dims.key_dim);
     let value_dim = comptime!(dims.value_dim);
-    let channels = comptime!(spec.chunk);
-    let cols = comptime!(spec.cols);
+    let channels = comptime!(spec.blueprint.chunk);
+    let cols = comptime!(spec.blueprint.cols);
     let (x_heads, y_heads) = comptime!((spec.x_heads(), spec.role.heads(dims)));
-    let from_x = comptime!(spec.rows_of(x_heads, key_dim, SUB, channels));
-    let from_y = comptime!(spec.rows_of(y_heads, value_dim, SUB, cols));
+    let from_x = comptime!(spec.source(x_heads, key_dim, SUB, channels));
+    let from_y = comptime!(spec.source(y_heads, value_dim, SUB, cols));
     let tiles_v = comptime!(value_dim.div_ceil(cols));
     let tiles_k = comptime!(key_dim.div_ceil(channels));
 
@@ -72,7 +70,7 @@ pub(crate) fn gla_chunk_state_kernel<X: Float, Y: Float, S: Float, K: Size, V: S
         y_tile.down(SUB);
         x_tile.fetch(x, &mut x_own);
         y_tile.fetch(y, &mut y_own);
-        patch.contract(&mut acc, &xs, &ys, cols, SUB);
+        patch.contract(&mut acc, &xs, &ys, cols);
         sync_cube();
     }
 
@@ -82,17 +80,6 @@ pub(crate) fn gla_chunk_state_kernel<X: Float, Y: Float, S: Float, K: Size, V: S
             acc[at] *= scale;
         }
     }
-    let i0 = channel0 + patch.row;
-    let at = ((chunk * dims.heads + head) * key_dim + i0) * value_dim;
-    #[unroll]
-    for r in 0..PATCH_ROWS {
-        #[unroll]
-        for part in 0..comptime!(PATCH_COLS / size) {
-            let c = comptime!(part * size);
-            let j = j0 + patch.col + c;
-            if i0 + r < key_dim && j < value_dim {
-                added[(at + r * value_dim + j) / size] = patch.vector(&acc, r, c);
-            }
-        }
-    }
+    let at = ((chunk * dims.heads + head) * key_dim + channel0) * value_dim + j0;
+    patch.store(&acc, added, at, key_dim - channel0, value_dim - j0, value_dim);
 }

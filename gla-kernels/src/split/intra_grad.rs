@@ -28,7 +28,7 @@ use super::StageSpec;
 use crate::SUB;
 use crate::components::{
     ChunkMap, PITCH, Role, TILE_ALIGN, contract, decay_between, decay_or_one, pairs_tile,
-    read_or_zero, row_of, row_offset, step_chunk, zeros,
+    read_or_zero, row_offset, step_chunk, zeros,
 };
 
 /// * `q`: `[rows, H, K]`, `k`: `[rows, Hk, K]`
@@ -51,10 +51,10 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
 ) {
     let dims = comptime!(spec.dims);
     let key_dim = comptime!(dims.key_dim);
-    let chunk_len = comptime!(spec.chunk);
-    let blocks = comptime!(spec.blocks());
-    let cols = comptime!(spec.cols);
-    let units = comptime!(spec.units());
+    let chunk_len = comptime!(spec.blueprint.chunk);
+    let blocks = comptime!(spec.blueprint.blocks());
+    let cols = comptime!(spec.blueprint.cols);
+    let units = comptime!(spec.blueprint.units());
     let is_key = comptime!(spec.role == Role::Key);
     let gated = comptime!(dims.gate.is_some());
     let tiles_k = comptime!(key_dim.div_ceil(cols));
@@ -94,10 +94,7 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
             let k_at = row_offset(row0 + r, head, dims, dims.kv_heads, key_dim) + i;
             kr[r] = read_or_zero::<E>(k, k_at, valid);
         }
-        wr[r] = f32::new(1.0);
-        if gated {
-            wr[r] = decay_or_one::<G>(gate, row0 + r, head, i, valid, dims);
-        }
+        wr[r] = decay_or_one::<G>(gate, row0 + r, head, i, valid, dims);
     }
     let mut w = f32::new(1.0);
     #[unroll]
@@ -137,7 +134,7 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
             tile.put_left(&pairs_own, &mut pairs);
         }
         sync_cube();
-        // the last fetches its own once more
+        // the last fetch is of no use
         let next = select(step + 1 == blocks, step, step + 1);
         let next = step_chunk(0, blocks, next, is_key);
         pairs_tile(&rows, head, next, is_key, chunk_len, dims, units).fetch(da, &mut pairs_own);
@@ -169,7 +166,6 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
                 &partner,
                 other * comptime!(SUB * cols) + col,
                 cols,
-                SUB,
             );
         }
         sync_cube();
@@ -255,7 +251,7 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
         }
         #[unroll]
         for walk in 0..SUB {
-            let r = row_of(walk, comptime!(!is_key));
+            let r = comptime!(if is_key { walk } else { SUB - 1 - walk });
             if !is_key {
                 running += own[r];
             }

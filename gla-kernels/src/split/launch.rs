@@ -22,8 +22,8 @@ pub(crate) struct Prepared {
     /// Rows of queries and keys that a state meets.
     rows: [Handle; 2],
     dtype: ElemType,
-    /// Of the chunks, `[chunks, H, K]`.
-    decays: Handle,
+    /// Of the chunks, `[chunks, H, K]`, with a gate.
+    decays: Option<Handle>,
 }
 
 impl Prepared {
@@ -49,13 +49,12 @@ impl Launcher<'_, SplitBlueprint> {
 
     /// Type of the states between chunks.
     fn state_type(&self) -> ElemType {
-        super::state_type(self.problem.dtype)
+        super::state_type(self.problem)
     }
 
     /// Scratch for the states between chunks.
     pub fn states_scratch(&self) -> Handle {
-        let bytes = self.state_type().size() * self.states_len();
-        self.scratch(bytes.div_ceil(4))
+        self.scratch_of(self.states_len(), self.state_type())
     }
 
     /// Scratch for rows of keys of every query head.
@@ -64,12 +63,17 @@ impl Launcher<'_, SplitBlueprint> {
     }
 
     fn spec(&self, role: Role) -> StageSpec {
-        let SplitBlueprint { chunk, cols } = self.blueprint;
-        StageSpec { dims: self.problem.dims, chunk, cols, role }
+        StageSpec { dims: self.problem.dims, blueprint: self.blueprint, role }
+    }
+
+    /// Cubes of stages that own a chunk's rows of some key channels of a head.
+    fn key_tasks(&self) -> usize {
+        let dims = self.problem.dims;
+        self.lines.num_chunks * dims.heads * dims.key_dim.div_ceil(self.blueprint.cols)
     }
 
     fn patch_dim(&self) -> CubeDim {
-        CubeDim::new_1d(self.spec(Role::Query).patch_units() as u32)
+        CubeDim::new_1d(self.blueprint.patch_units() as u32)
     }
 
     /// Elements of the decays of the chunks, which without a gate nobody writes.
@@ -83,10 +87,11 @@ impl Launcher<'_, SplitBlueprint> {
         let dims = self.problem.dims;
         if !dims.gate.is_some() {
             let rows = [q, k].map(Handle::clone);
-            return Prepared { rows, dtype: self.problem.dtype, decays: self.scratch(1) };
+            return Prepared { rows, dtype: self.problem.dtype, decays: None };
         }
         let ([q_out, k_out], decays) = (into(), self.scratch(self.decays_len()));
-        let tasks = self.lines.num_chunks * dims.heads * dims.key_dim.div_ceil(self.blueprint.cols);
+        let k_heads = self.spec(Role::Key).x_heads();
+        let tasks = self.key_tasks();
         if tasks > 0 {
             // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
             unsafe {
@@ -98,16 +103,16 @@ impl Launcher<'_, SplitBlueprint> {
                     arg(k, self.problem.rows() * dims.kv_heads * dims.key_dim),
                     self.gate(),
                     arg(&q_out, self.row_heads() * dims.key_dim),
-                    arg(&k_out, self.row_heads() * dims.key_dim),
+                    arg(&k_out, self.problem.rows() * k_heads * dims.key_dim),
                     arg(&decays, self.decays_len()),
                     self.map(),
                     tasks,
-                    self.spec(Role::Query),
+                    self.spec(Role::Key),
                     self.types(),
                 );
             }
         }
-        Prepared { rows: [q_out, k_out], dtype: f32::elem_type_native(), decays }
+        Prepared { rows: [q_out, k_out], dtype: f32::elem_type_native(), decays: Some(decays) }
     }
 
     /// The states between chunks, from before the sequences to after them.
@@ -120,13 +125,14 @@ impl Launcher<'_, SplitBlueprint> {
         states: &Handle,
     ) {
         self.chunk_state(role, made, y, states);
-        self.state_passing(role, &made.decays, ends, states);
+        self.state_passing(role, made.decays.as_ref(), ends, states);
     }
 
     /// Stage `chunk_state`, see [`super::chunk_state`].
     fn chunk_state(&self, role: Role, made: &Prepared, y: &Handle, added: &Handle) {
         let (dims, spec) = (self.problem.dims, self.spec(role));
-        let tiles = dims.value_dim.div_ceil(spec.cols) * dims.key_dim.div_ceil(spec.chunk);
+        let tiles = dims.value_dim.div_ceil(self.blueprint.cols)
+            * dims.key_dim.div_ceil(self.blueprint.chunk);
         let tasks = tiles * dims.heads * self.lines.num_chunks;
         if tasks == 0 {
             return;
@@ -157,31 +163,31 @@ impl Launcher<'_, SplitBlueprint> {
     fn state_passing(
         &self,
         role: Role,
-        decays: &Handle,
+        decays: Option<&Handle>,
         (start, end): (Option<&Handle>, Option<&Handle>),
         states: &Handle,
     ) {
         let dims = self.problem.dims;
         let size = vector(dims.value_dim);
-        let (len, own) = (self.states_len(), self.problem.state_len() / size);
-        if own == 0 {
+        let (len, tasks) = (self.states_len(), self.problem.state_len() / size);
+        if tasks == 0 {
             return;
         }
-        let end_of = |x: Option<&Handle>| x.map_or_else(|| self.nothing(), |x| arg(x, own));
+        let end_of = |x: Option<&Handle>| x.map_or_else(|| self.nothing(), |x| arg(x, tasks));
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths. Without chunks it
         // neither reads nor writes the states.
         unsafe {
             super::state_passing::gla_state_passing_kernel::launch_unchecked(
                 self.client,
-                cubes(own.div_ceil(super::state_passing::UNITS), &self.limits),
+                cubes(tasks.div_ceil(super::state_passing::UNITS), &self.limits),
                 CubeDim::new_1d(super::state_passing::UNITS as u32),
                 size,
                 end_of(start),
                 end_of(end),
                 arg(states, (len / size).max(1)),
-                arg(decays, self.decays_len().max(1)),
+                decays.map_or_else(|| self.nothing(), |x| arg(x, self.decays_len().max(1))),
                 self.map(),
-                own,
+                tasks,
                 dims,
                 role == Role::Query,
                 start.is_some(),
@@ -230,7 +236,8 @@ impl Launcher<'_, SplitBlueprint> {
         out: (&Handle, ElemType),
     ) {
         let (dims, spec) = (self.problem.dims, self.spec(role));
-        let tasks = self.lines.num_chunks * dims.heads * dims.value_dim.div_ceil(spec.cols);
+        let tasks =
+            self.lines.num_chunks * dims.heads * dims.value_dim.div_ceil(self.blueprint.cols);
         if tasks == 0 {
             return;
         }
@@ -265,10 +272,11 @@ impl Launcher<'_, SplitBlueprint> {
         role: Role,
         y: &Handle,
         [states, others]: [&Handle; 2],
-        [dx, dg]: [&Handle; 2],
+        dx: &Handle,
+        dg: Option<&Handle>,
     ) {
         let dims = self.problem.dims;
-        let tasks = self.lines.num_chunks * dims.heads * dims.key_dim.div_ceil(self.blueprint.cols);
+        let tasks = self.key_tasks();
         if tasks == 0 {
             return;
         }
@@ -288,7 +296,10 @@ impl Launcher<'_, SplitBlueprint> {
                 arg(states, self.states_len() / value),
                 arg(others, self.states_len() / value),
                 arg(dx, self.row_heads() * dims.key_dim / key),
-                arg(dg, self.row_heads() * dims.key_dim / key),
+                dg.map_or_else(
+                    || self.nothing(),
+                    |dg| arg(dg, self.row_heads() * dims.key_dim / key),
+                ),
                 self.map(),
                 tasks,
                 self.problem.scale,
@@ -304,10 +315,11 @@ impl Launcher<'_, SplitBlueprint> {
         role: Role,
         [q, k]: [&Handle; 2],
         da: &Handle,
-        [dx, dg]: [&Handle; 2],
+        dx: &Handle,
+        dg: Option<&Handle>,
     ) {
         let dims = self.problem.dims;
-        let tasks = self.lines.num_chunks * dims.heads * dims.key_dim.div_ceil(self.blueprint.cols);
+        let tasks = self.key_tasks();
         if tasks == 0 {
             return;
         }
@@ -323,7 +335,7 @@ impl Launcher<'_, SplitBlueprint> {
                 self.gate(),
                 arg(da, self.row_heads() * self.blueprint.chunk / PAIRS),
                 arg(dx, self.row_heads() * dims.key_dim),
-                arg(dg, self.row_heads() * dims.key_dim),
+                dg.map_or_else(|| self.nothing(), |dg| arg(dg, self.row_heads() * dims.key_dim)),
                 self.map(),
                 tasks,
                 self.spec(role),

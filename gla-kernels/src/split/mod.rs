@@ -26,8 +26,8 @@ pub(crate) use plan::{backward, forward};
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
-use crate::components::{PATCH, Role, Source};
-use crate::{Dims, Problem, SUB, SplitBlueprint};
+use crate::components::{Role, Source};
+use crate::{Dims, GateKind, Problem, SplitBlueprint};
 
 /// The scratch of a forward, and of a backward with `grads`: what, how many elements, of how many bytes.
 pub(crate) fn scratch(
@@ -40,11 +40,15 @@ pub(crate) fn scratch(
     let row_heads = problem.rows() * dims.heads;
     let states = chunks.saturating_mul(dims.heads * dims.key_dim * dims.value_dim);
     let mut all = vec![
-        ("the states between chunks", states, state_type(problem.dtype).size()),
+        ("the states between chunks", states, state_type(problem).size()),
         ("the intra-chunk matrix [B, T, H, chunk]", row_heads.saturating_mul(blueprint.chunk), 4),
     ];
     if dims.gate.is_some() {
-        all.push(("rows times their decay", row_heads.saturating_mul(dims.key_dim), 4));
+        all.push((
+            "decayed queries and keys [B, T, H, K]",
+            row_heads.saturating_mul(dims.key_dim),
+            4,
+        ));
     }
     if grads {
         let values = if dims.heads > dims.kv_heads { dims.value_dim } else { 0 };
@@ -54,11 +58,15 @@ pub(crate) fn scratch(
     all
 }
 
-/// Type of the states between chunks. They are sums of many terms: bf16 has their range, and its rounding stays
-/// within the tolerance of bf16 inputs. In f16 a sum of many products could be infinite.
-pub(crate) fn state_type(dtype: ElemType) -> ElemType {
+/// Type of the states between chunks. They are sums of many terms: bf16 has their range, and its rounding stays within
+/// the tolerance of bf16 inputs; not so for the gradient of a fixed gate, one number that is left of many terms. In
+/// f16 a sum of many products could be infinite.
+pub(crate) fn state_type(problem: &Problem) -> ElemType {
     let brain = ElemType::Float(FloatKind::BF16);
-    if dtype == brain { brain } else { f32::elem_type_native() }
+    match problem.dims.gate {
+        GateKind::None | GateKind::Scalar | GateKind::Vector if problem.dtype == brain => brain,
+        _ => f32::elem_type_native(),
+    }
 }
 
 /// What a stage is compiled for.
@@ -66,43 +74,25 @@ pub(crate) fn state_type(dtype: ElemType) -> ElemType {
 pub struct StageSpec {
     /// Heads, widths and gate kind.
     pub dims: Dims,
-    /// Rows of a chunk, and key channels of a state tile.
-    pub chunk: usize,
-    /// Columns of an output tile.
-    pub cols: usize,
+    /// Lengths of chunks and widths of tiles.
+    pub blueprint: SplitBlueprint,
     /// Which end of a pair the stage works for.
     pub role: Role,
 }
 
 impl StageSpec {
-    /// Sub-chunks of a chunk.
-    pub const fn blocks(&self) -> usize {
-        self.chunk / SUB
-    }
-
-    /// Heads of the rows that a state meets: `prepare` leaves them for each query head.
+    /// Heads of the rows that a state meets: where `prepare` leaves keys times a fixed gate, that of each query
+    /// head is its own.
     pub fn x_heads(&self) -> usize {
-        if self.dims.gate.is_some() { self.dims.heads } else { self.role.heads(self.dims) }
+        match self.dims.gate {
+            GateKind::Fixed => self.dims.heads,
+            _ => self.role.heads(self.dims),
+        }
     }
 
-    /// Tiles of rows of a tensor `[rows, own_heads, width]`, for stages whose units own patches.
-    pub const fn rows_of(
-        &self,
-        own_heads: usize,
-        width: usize,
-        rows: usize,
-        cols: usize,
-    ) -> Source {
-        Source { dims: self.dims, own_heads, width, rows, cols, units: self.patch_units() }
-    }
-
-    /// Units of a cube where each owns 16 rows of a column: `prepare`, `intra_grad`.
-    pub const fn units(&self) -> usize {
-        self.blocks() * self.cols
-    }
-
-    /// Units of a cube where each owns a patch: `chunk_state`, `output`, `project`.
-    pub const fn patch_units(&self) -> usize {
-        self.chunk * self.cols / PATCH
+    /// Tiles of a tensor `[rows, own_heads, width]`, for stages whose units own patches.
+    pub const fn source(&self, own_heads: usize, width: usize, rows: usize, cols: usize) -> Source {
+        let units = self.blueprint.patch_units();
+        Source { dims: self.dims, own_heads, width, rows, cols, units }
     }
 }

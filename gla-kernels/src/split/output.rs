@@ -10,10 +10,7 @@ use cubecl::prelude::*;
 
 use super::StageSpec;
 use crate::SUB;
-use crate::components::{
-    ChunkMap, PATCH, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, TILE_ALIGN, Tile, pairs_tile,
-    zeros,
-};
+use crate::components::{ChunkMap, PATCH, PITCH, Patch, Role, TILE_ALIGN, Tile, pairs_tile, zeros};
 
 /// * `x`: `q` (Query) or `k` (Key), with a gate as `prepare` leaves them: `[rows, spec.x_heads(), K]`
 /// * `y`: `v [rows, Hk, V]` (Query) or `do [rows, H, V]` (Key)
@@ -44,15 +41,15 @@ pub(crate) fn gla_output_kernel<
     let dims = comptime!(spec.dims);
     let key_dim = comptime!(dims.key_dim);
     let value_dim = comptime!(dims.value_dim);
-    let chunk_len = comptime!(spec.chunk);
-    let blocks = comptime!(spec.blocks());
-    let cols = comptime!(spec.cols);
-    let units = comptime!(spec.patch_units());
+    let chunk_len = comptime!(spec.blueprint.chunk);
+    let blocks = comptime!(spec.blueprint.blocks());
+    let cols = comptime!(spec.blueprint.cols);
+    let units = comptime!(spec.blueprint.patch_units());
     let is_key = comptime!(spec.role == Role::Key);
     let (x_heads, y_heads) = comptime!((spec.x_heads(), spec.role.other().heads(dims)));
-    let from_x = comptime!(spec.rows_of(x_heads, key_dim, chunk_len, SUB));
-    let from_states = comptime!(spec.rows_of(1, value_dim, SUB, cols));
-    let from_y = comptime!(spec.rows_of(y_heads, value_dim, SUB, cols));
+    let from_x = comptime!(spec.source(x_heads, key_dim, chunk_len, SUB));
+    let from_states = comptime!(spec.source(1, value_dim, SUB, cols));
+    let from_y = comptime!(spec.source(y_heads, value_dim, SUB, cols));
     let tiles_v = comptime!(value_dim.div_ceil(cols));
 
     let task = CUBE_POS;
@@ -75,6 +72,7 @@ pub(crate) fn gla_output_kernel<
     let mut state_own = Array::<Vector<S, V>>::new(comptime!(from_states.each() / size));
     let mut x_tile = Tile::at(rows.start, 0usize, rows.len, head, 0usize, from_x);
     let state_row = (chunk * dims.heads + head) * key_dim;
+    // a tensor of states is one of rows of V, of one head
     let mut state_tile = Tile::at(state_row, 0usize, key_dim, 0usize, j0, from_states);
     x_tile.fetch(x, &mut x_own);
     state_tile.fetch(states, &mut state_own);
@@ -88,7 +86,7 @@ pub(crate) fn gla_output_kernel<
         state_tile.down(SUB);
         x_tile.fetch(x, &mut x_own);
         state_tile.fetch(states, &mut state_own);
-        patch.contract(&mut acc, &xs, &ys, cols, SUB);
+        patch.contract(&mut acc, &xs, &ys, cols);
         sync_cube();
     }
     if !is_key {
@@ -100,39 +98,31 @@ pub(crate) fn gla_output_kernel<
 
     let mut pairs_own = Array::<Vector<f32, C>>::new(comptime!(from_x.each() / pair_size));
     let mut y_own = Array::<Vector<Y, V>>::new(comptime!(from_y.each() / size));
+    let mut pairs = pairs_tile(&rows, head, 0usize, is_key, chunk_len, dims, units);
     let mut y_tile = Tile::at(rows.start, 0usize, rows.len, head, j0, from_y);
-    pairs_tile(&rows, head, 0usize, is_key, chunk_len, dims, units).fetch(a, &mut pairs_own);
+    pairs.fetch(a, &mut pairs_own);
     y_tile.fetch(y, &mut y_own);
     for other in 0..blocks {
-        let pairs = pairs_tile(&rows, head, other, is_key, chunk_len, dims, units);
         if is_key {
             pairs.put_left_transposed(&pairs_own, &mut xs);
+            pairs.down(SUB);
         } else {
             pairs.put_left(&pairs_own, &mut xs);
+            pairs.right(SUB);
         }
         y_tile.put_rows(&y_own, &mut ys, cols);
-        sync_cube();
-        pairs_tile(&rows, head, other + 1, is_key, chunk_len, dims, units).fetch(a, &mut pairs_own);
         y_tile.down(SUB);
+        sync_cube();
+        pairs.fetch(a, &mut pairs_own);
         y_tile.fetch(y, &mut y_own);
         let reaches = if is_key { other >= block } else { other <= block };
         if reaches {
-            patch.contract(&mut acc, &xs, &ys, cols, SUB);
+            patch.contract(&mut acc, &xs, &ys, cols);
         }
         sync_cube();
     }
 
-    #[unroll]
-    for r in 0..PATCH_ROWS {
-        let row = patch.row + r;
-        let at = ((rows.start + row) * dims.heads + head) * value_dim;
-        #[unroll]
-        for part in 0..comptime!(PATCH_COLS / size) {
-            let c = comptime!(part * size);
-            let j = j0 + patch.col + c;
-            if row < rows.len && j < value_dim {
-                out[(at + j) / size] = patch.vector(&acc, r, c);
-            }
-        }
-    }
+    let at = (rows.start * dims.heads + head) * value_dim + j0;
+    let stride = comptime!(dims.heads * value_dim);
+    patch.store(&acc, out, at, rows.len, value_dim - j0, stride);
 }

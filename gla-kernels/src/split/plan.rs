@@ -59,15 +59,13 @@ pub(crate) fn backward(launcher: &Launcher<SplitBlueprint>, args: &BackwardArgs)
     launcher.scores(d_o, v, dims.value_dim, false, &pairs);
 
     let vector = dims.gate == GateKind::Vector && group == 1 && problem.gate_dtype == f32_type;
-    let dg = match &args.dgate {
-        Some(dgate) if vector => dgate.clone(),
-        Some(_) => launcher.key_rows(),
-        None => launcher.scratch(1),
-    };
-    launcher.project(Role::Query, d_o, [&states, &states], [&dq, &dg]);
-    launcher.project(Role::Key, v, [&d_states, &states], [&dk, &dg]);
-    launcher.intra_grad(Role::Query, [q, k], &pairs, [&dq, &dg]);
-    launcher.intra_grad(Role::Key, [q, k], &pairs, [&dk, &dg]);
+    let dg =
+        args.dgate.as_ref().map(|dgate| if vector { dgate.clone() } else { launcher.key_rows() });
+    let dg = dg.as_ref();
+    launcher.project(Role::Query, d_o, [&states, &states], &dq, dg);
+    launcher.project(Role::Key, v, [&d_states, &states], &dk, dg);
+    launcher.intra_grad(Role::Query, [q, k], &pairs, &dq, dg);
+    launcher.intra_grad(Role::Key, [q, k], &pairs, &dk, dg);
 
     let keys = |group| Sum { parts: 1, group, width: dims.key_dim, inner: 1 };
     if !in_place {
@@ -76,9 +74,7 @@ pub(crate) fn backward(launcher: &Launcher<SplitBlueprint>, args: &BackwardArgs)
     if !in_place || group > 1 {
         launcher.reduce_heads(&dk, &args.dk, keys(group), [f32_type, problem.dtype]);
     }
-    if let Some(dgate) = &args.dgate
-        && !vector
-    {
-        launcher.gate_gradient(&dg, dgate, dims.key_dim);
+    if let (Some(dgate), Some(dg), false) = (&args.dgate, dg, vector) {
+        launcher.gate_gradient(dg, dgate, dims.key_dim);
     }
 }

@@ -10,7 +10,7 @@ use crate::SUB;
 use crate::components::{ChunkMap, decay_between, decay_or_one, read_or_zero, row_offset};
 
 /// * `q`: `[rows, H, K]`, `k`: `[rows, Hk, K]`
-/// * `q_out`, `k_out`: out, `[rows, H, K]`, for a group's heads may differ in their gate
+/// * `q_out`: out, `[rows, H, K]`; `k_out`: out, `[rows, spec.x_heads(), K]`
 /// * `decays`: out, `[chunks, H, K]`
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
@@ -28,8 +28,8 @@ pub(crate) fn gla_split_prepare_kernel<E: Float, G: Float>(
 ) {
     let dims = comptime!(spec.dims);
     let key_dim = comptime!(dims.key_dim);
-    let blocks = comptime!(spec.blocks());
-    let cols = comptime!(spec.cols);
+    let blocks = comptime!(spec.blueprint.blocks());
+    let cols = comptime!(spec.blueprint.cols);
     let tiles_k = comptime!(key_dim.div_ceil(cols));
 
     let task = CUBE_POS;
@@ -85,7 +85,17 @@ pub(crate) fn gla_split_prepare_kernel<E: Float, G: Float>(
         if block * SUB + r < rows.len && i < key_dim {
             let at = ((row0 + r) * dims.heads + head) * key_dim + i;
             q_out[at] = qr[r] * before;
-            k_out[at] = kr[r] * after;
+        }
+    }
+    // the first query head of those that read the same
+    let group = comptime!(dims.heads / spec.x_heads());
+    if head % group == 0 {
+        #[unroll]
+        for r in 0..SUB {
+            if block * SUB + r < rows.len && i < key_dim {
+                let at = ((row0 + r) * spec.x_heads() + head / group) * key_dim + i;
+                k_out[at] = kr[r] * after;
+            }
         }
     }
     if block == 0 && i < key_dim {

@@ -1,8 +1,8 @@
 //! Stage `project`: the share of `dq` and `dk` that comes through the state.
 //!
-//! `Role::Query`: `dq_t[i] = scale * exp(g to t)[i] * sum_j S[i, j] do_t[j]`.
-//! `Role::Key`: `dk_s[i] = exp(g after s)[i] * sum_j D[i, j] v_s[j]`, and the start of the gate's
-//! gradient, `dg_t[i] = exp(g of the chunk)[i] * sum_j S[i, j] D[i, j]` in every row of the chunk.
+//! `Role::Query`: `dq_t = scale W[t, 0] * (S do_t)`.
+//! `Role::Key`: `dk_s = W[L, s] * (E v_s)`, and the start of the gate's gradient,
+//! `dg_t = W[L, 0] * sum_j S[., j] E[., j]` in every row of the chunk.
 //!
 //! A cube owns all rows of one chunk and `cols` key channels of one head; a unit owns a patch
 //! of them.
@@ -38,15 +38,15 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float, S: Float, K: Size, V: Size>
     let dims = comptime!(spec.dims);
     let key_dim = comptime!(dims.key_dim);
     let value_dim = comptime!(dims.value_dim);
-    let chunk_len = comptime!(spec.chunk);
+    let chunk_len = comptime!(spec.blueprint.chunk);
     let groups = comptime!(chunk_len / PATCH_ROWS);
-    let cols = comptime!(spec.cols);
-    let units = comptime!(spec.patch_units());
+    let cols = comptime!(spec.blueprint.cols);
+    let units = comptime!(spec.blueprint.patch_units());
     let is_key = comptime!(spec.role == Role::Key);
     let gated = comptime!(dims.gate.is_some());
     let own_heads = comptime!(spec.role.heads(dims));
-    let from_y = comptime!(spec.rows_of(own_heads, value_dim, chunk_len, SUB));
-    let from_states = comptime!(spec.rows_of(1, value_dim, cols, SUB));
+    let from_y = comptime!(spec.source(own_heads, value_dim, chunk_len, SUB));
+    let from_states = comptime!(spec.source(1, value_dim, cols, SUB));
     let tiles_k = comptime!(key_dim.div_ceil(cols));
 
     let task = CUBE_POS;
@@ -78,13 +78,14 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float, S: Float, K: Size, V: Size>
             through[col] = 0.0;
         }
     }
-    let (size, value_size) = (K::value(), V::value());
+    let value_size = V::value();
     let mut y_own = Array::<Vector<E, V>>::new(comptime!(from_y.each() / value_size));
     let each = comptime!(from_states.each() / value_size);
     let mut state_own = Array::<Vector<S, V>>::new(each);
     let mut other_own = Array::<Vector<S, V>>::new(each);
     let mut y_tile = Tile::at(rows.start, 0usize, rows.len, head, 0usize, from_y);
     let state_row = (chunk * dims.heads + head) * key_dim;
+    // a tensor of states is one of rows of V, of one head
     let mut state_tile = Tile::at(state_row, i0, key_dim, 0usize, 0usize, from_states);
     y_tile.fetch(y, &mut y_own);
     state_tile.fetch(states, &mut state_own);
@@ -105,7 +106,7 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float, S: Float, K: Size, V: Size>
         if overlaps {
             state_tile.fetch(others, &mut other_own);
         }
-        patch.contract(&mut acc, &ys, &tile, width, SUB);
+        patch.contract(&mut acc, &ys, &tile, width);
         if overlaps {
             // of the same unit throughout
             for col in range_stepped(unit, cols, units) {
@@ -163,33 +164,21 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float, S: Float, K: Size, V: Size>
         }
     }
 
-    let mut first_row = zeros(PATCH_COLS);
-    if overlaps {
-        #[unroll]
-        for c in 0..PATCH_COLS {
-            first_row[c] = through[patch.col + c];
-        }
-    }
     if !is_key {
         #[unroll]
         for at in 0..PATCH {
             acc[at] *= scale;
         }
     }
-    #[unroll]
-    for r in 0..PATCH_ROWS {
-        let row = patch.row + r;
-        let at = ((rows.start + row) * dims.heads + head) * key_dim + i0 + patch.col;
+    let at = (rows.start * dims.heads + head) * key_dim + i0;
+    let stride = comptime!(dims.heads * key_dim);
+    patch.store(&acc, dx, at, rows.len, key_dim - i0, stride);
+    if overlaps {
+        // equal for all rows
         #[unroll]
-        for part in 0..comptime!(PATCH_COLS / size) {
-            let c = comptime!(part * size);
-            if row < rows.len && i0 + patch.col + c < key_dim {
-                dx[(at + c) / size] = patch.vector(&acc, r, c);
-                if overlaps {
-                    // equal for all rows
-                    dg[(at + c) / size] = patch.vector(&first_row, 0usize, c);
-                }
-            }
+        for at in 0..PATCH {
+            acc[at] = through[patch.col + at % PATCH_COLS];
         }
+        patch.store(&acc, dg, at, rows.len, key_dim - i0, stride);
     }
 }

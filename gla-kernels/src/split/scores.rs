@@ -12,7 +12,7 @@ use cubecl::prelude::*;
 
 use super::StageSpec;
 use crate::components::{
-    ChunkMap, PITCH, Source, TILE_ALIGN, Tile, decay_or_one, load_decays, scale_to_edges, zeros,
+    ChunkMap, ChunkRows, PITCH, Source, TILE_ALIGN, Tile, decay_or_one, zeros,
 };
 use crate::{GateKind, SUB};
 
@@ -34,14 +34,14 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float, W: Size>(
     #[define(E, G)] _dtypes: [ElemType; 2],
 ) {
     let dims = comptime!(spec.dims);
-    let chunk_len = comptime!(spec.chunk);
-    let blocks = comptime!(spec.blocks());
+    let chunk_len = comptime!(spec.blueprint.chunk);
+    let blocks = comptime!(spec.blueprint.blocks());
     let units = comptime!(blocks * chunk_len);
     let from_q =
         comptime!(Source { dims, own_heads: dims.heads, width, rows: chunk_len, cols: SUB, units });
     let from_k = comptime!(Source { own_heads: dims.kv_heads, ..from_q });
-    let gated = comptime!(has_decay && dims.gate == GateKind::Vector);
-    let row_gated = comptime!(has_decay && dims.gate.is_some() && !gated);
+    let by_channel = comptime!(has_decay && dims.gate == GateKind::Vector);
+    let by_row = comptime!(has_decay && dims.gate.is_some() && !by_channel);
 
     let task = CUBE_POS;
     if task >= tasks {
@@ -60,7 +60,7 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float, W: Size>(
     // of a tile's channels, or of the rows
     let mut decays = Shared::<[f32]>::new_aligned_slice(comptime!(PITCH * chunk_len), TILE_ALIGN);
     let mut totals = Shared::<[f32]>::new_slice(comptime!(SUB * blocks));
-    if row_gated {
+    if by_row {
         for row in range_stepped(unit, chunk_len, units) {
             let valid = row < rows.len;
             decays[row] = decay_or_one::<G>(gate, rows.start + row, head, 0usize, valid, dims);
@@ -82,7 +82,7 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float, W: Size>(
     for step in 0..comptime!(width.div_ceil(SUB)) {
         q_tile.put_left(&q_own, &mut qs);
         k_tile.put_left(&k_own, &mut ks);
-        if gated {
+        if by_channel {
             load_decays::<G>(gate, &mut decays, &rows, head, step * SUB, from_k);
         }
         sync_cube();
@@ -91,7 +91,7 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float, W: Size>(
         q_tile.fetch(q, &mut q_own);
         k_tile.fetch(k, &mut k_own);
 
-        if gated {
+        if by_channel {
             // of the column's own sub-chunk a share of the channels
             for n in 0..shares {
                 let i = block_t * shares + n;
@@ -110,10 +110,10 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float, W: Size>(
             sync_cube();
         }
 
-        if block_s < block_t || (!gated && block_s == block_t) {
+        if block_s < block_t || (!by_channel && block_s == block_t) {
             for i in 0..SUB {
                 let mut key = ks[(block_s * SUB + i) * PITCH + s % SUB];
-                if gated {
+                if by_channel {
                     // of the sub-chunks between the two
                     #[unroll]
                     for m in 1..comptime!(blocks.max(2) - 1) {
@@ -131,7 +131,7 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float, W: Size>(
         sync_cube();
     }
 
-    if gated {
+    if by_channel {
         // the shares of one after the other; the tile of queries has done its service
         for share in 0..blocks {
             if share == block_t {
@@ -151,7 +151,7 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float, W: Size>(
         }
     }
 
-    if row_gated {
+    if by_row {
         let mut w = f32::new(1.0);
         for row in s + 1..block_t * SUB {
             w *= decays[row];
@@ -170,6 +170,62 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float, W: Size>(
         if t < rows.len {
             let value = select(s <= t, acc[r] * scale, f32::new(0.0));
             a[((rows.start + t) * dims.heads + head) * chunk_len + s] = value;
+        }
+    }
+}
+
+/// The decay factors of a tile of keys `[chunk, 16]`, as [`Tile::put_left`] puts it down; one where the tile is zero.
+#[cube]
+fn load_decays<G: Float>(
+    gate: &[G],
+    out: &mut [f32],
+    rows: &ChunkRows,
+    head: usize,
+    col0: usize,
+    #[comptime] from: Source,
+) {
+    #[unroll]
+    for n in 0..comptime!(from.each()) {
+        let at = UNIT_POS as usize + comptime!(n * from.units);
+        let (row, c) = (at / SUB, at % SUB);
+        let valid = row < rows.len && col0 + c < comptime!(from.width);
+        out[((row / SUB) * SUB + c) * PITCH + row % SUB] =
+            decay_or_one::<G>(gate, rows.start + row, head, col0 + c, valid, from.dims);
+    }
+}
+
+/// Multiplies the 16 rows of each (sub-chunk, channel) column of queries and keys by the decay between the
+/// row and the edge of its sub-chunk, and stores the decay of the whole sub-chunk.
+///
+/// For queries the edge is the start (own gate included), for keys the end (own gate excluded).
+/// Tiles are laid out as [`Tile::put_left`] does; `totals[block * 16 + c]`.
+#[cube]
+fn scale_to_edges(
+    q: &mut [f32],
+    k: &mut [f32],
+    decays: &[f32],
+    totals: &mut [f32],
+    #[comptime] columns: usize,
+    #[comptime] units: usize,
+) {
+    for at in range_stepped(UNIT_POS as usize, comptime!(2 * columns), units) {
+        let column = at % columns;
+        let first = column * PITCH;
+        let mut w = f32::new(1.0);
+        if at < columns {
+            #[unroll]
+            for r in 0..SUB {
+                w *= decays[first + r];
+                q[first + r] *= w;
+            }
+            totals[column] = w;
+        } else {
+            #[unroll]
+            for walk in 0..SUB {
+                let r = comptime!(SUB - 1 - walk);
+                k[first + r] *= w;
+                w *= decays[first + r];
+            }
         }
     }
 }
