@@ -30,7 +30,7 @@ pub fn check_chunked(
     let blueprint = select(strategy, problem, &limits)?;
     let scratch = match blueprint {
         Blueprint::Scan(own) => scan::scratch(problem, own, &limits, grads),
-        Blueprint::Split(own) => split::scratch(problem, own, grads),
+        Blueprint::Split(own) => split::scratch(problem, own, &limits, grads),
     };
     for (what, elements, size) in scratch {
         check_allocation(client, what, elements, size)?;

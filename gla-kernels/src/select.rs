@@ -119,6 +119,7 @@ mod tests {
             processors: 132,
             mma: vec![],
             cmma: vec![],
+            rounds_bf16: true,
         }
     }
 

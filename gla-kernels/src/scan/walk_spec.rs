@@ -524,6 +524,7 @@ mod tests {
             cubes: (65535, 65535),
             processors: 132,
             mma: vec![],
+            rounds_bf16: true,
             cmma: vec![ElemType::Float(FloatKind::F16)],
         };
         let planes = |count, reversed| {

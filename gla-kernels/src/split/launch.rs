@@ -49,7 +49,7 @@ impl Launcher<'_, SplitBlueprint> {
 
     /// Type of the states between chunks.
     fn state_type(&self) -> ElemType {
-        super::state_type(self.problem)
+        super::state_type(self.problem, &self.limits)
     }
 
     /// Scratch for the states between chunks.

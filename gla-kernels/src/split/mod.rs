@@ -27,12 +27,13 @@ use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
 use crate::components::{Role, Source};
-use crate::{Dims, GateKind, Problem, SplitBlueprint};
+use crate::{DeviceLimits, Dims, GateKind, Problem, SplitBlueprint};
 
 /// The scratch of a forward, and of a backward with `grads`: what, how many elements, of how many bytes.
 pub(crate) fn scratch(
     problem: &Problem,
     blueprint: SplitBlueprint,
+    limits: &DeviceLimits,
     grads: bool,
 ) -> Vec<(&'static str, usize, usize)> {
     let dims = problem.dims;
@@ -40,7 +41,7 @@ pub(crate) fn scratch(
     let row_heads = problem.rows() * dims.heads;
     let states = chunks.saturating_mul(dims.heads * dims.key_dim * dims.value_dim);
     let mut all = vec![
-        ("the states between chunks", states, state_type(problem).size()),
+        ("the states between chunks", states, state_type(problem, limits).size()),
         ("the intra-chunk matrix [B, T, H, chunk]", row_heads.saturating_mul(blueprint.chunk), 4),
     ];
     if dims.gate.is_some() {
@@ -59,13 +60,14 @@ pub(crate) fn scratch(
 }
 
 /// Type of the states between chunks. They are sums of many terms: bf16 has their range, and its rounding stays within
-/// the tolerance of bf16 inputs; not so for the gradient of a fixed gate, one number that is left of many terms. In
-/// f16 a sum of many products could be infinite.
-pub(crate) fn state_type(problem: &Problem) -> ElemType {
+/// the tolerance of bf16 inputs; not so for the gradient of a fixed gate, one number that is left of many terms, nor
+/// where what does not fit is cut off. In f16 a sum of many products could be infinite.
+pub(crate) fn state_type(problem: &Problem, limits: &DeviceLimits) -> ElemType {
     let brain = ElemType::Float(FloatKind::BF16);
-    match problem.dims.gate {
-        GateKind::None | GateKind::Scalar | GateKind::Vector if problem.dtype == brain => brain,
-        _ => f32::elem_type_native(),
+    let fixed = problem.dims.gate == GateKind::Fixed;
+    match problem.dtype == brain && limits.rounds_bf16 && !fixed {
+        true => brain,
+        false => f32::elem_type_native(),
     }
 }
 

@@ -89,11 +89,12 @@ pub(crate) fn gla_split_prepare_kernel<E: Float, G: Float>(
     }
     // the first query head of those that read the same
     let group = comptime!(dims.heads / spec.x_heads());
-    if head % group == 0 {
+    let k_head = head / group;
+    if k_head * group == head {
         #[unroll]
         for r in 0..SUB {
             if block * SUB + r < rows.len && i < key_dim {
-                let at = ((row0 + r) * spec.x_heads() + head / group) * key_dim + i;
+                let at = ((row0 + r) * spec.x_heads() + k_head) * key_dim + i;
                 k_out[at] = kr[r] * after;
             }
         }
