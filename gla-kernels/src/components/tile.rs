@@ -199,7 +199,7 @@ fn put<E: Float, N: Size>(
     }
 }
 
-/// Fetches the tile of an intra-chunk matrix `m [rows, H, chunk]` that is the left operand for the pairs of all rows
+/// The tile of an intra-chunk matrix `m [rows, H, chunk]` that is the left operand for the pairs of all rows
 /// of a chunk with those of sub-chunk `other`: `m[row, 16 other + d]`, or transposed `m[16 other + d, row]`.
 #[cube]
 pub fn pairs_tile(

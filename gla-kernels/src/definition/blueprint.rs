@@ -210,8 +210,8 @@ pub struct DeviceLimits {
     /// the type itself. Empty where planes are not all of 32 units, and on every run time but SPIR-V and, where
     /// there is `mma` too, CUDA: the kernels were compared with the reference there alone.
     pub cmma: Vec<ElemType>,
-    /// Whether a number that is stored in bf16 is rounded to the nearest. Not behind wgpu: SPIR-V leaves it to the
-    /// driver, and NVIDIA's cuts off what does not fit.
+    /// Whether a number that is stored in bf16 is known to be rounded to the nearest: on CUDA, which was compared with
+    /// the reference. SPIR-V leaves it to the driver, and NVIDIA's cuts off what does not fit.
     pub rounds_bf16: bool,
 }
 
@@ -283,7 +283,7 @@ impl DeviceLimits {
                 }),
                 _ => Vec::new(),
             },
-            rounds_bf16: !client.name().starts_with("wgpu"),
+            rounds_bf16: client.name() == "cuda",
         }
     }
 }

@@ -61,7 +61,7 @@ pub(crate) fn scratch(
 
 /// Type of the states between chunks. They are sums of many terms: bf16 has their range, and its rounding stays within
 /// the tolerance of bf16 inputs; not so for the gradient of a fixed gate, one number that is left of many terms, nor
-/// where what does not fit is cut off. In f16 a sum of many products could be infinite.
+/// where what does not fit may be cut off. In f16 a sum of many products could be infinite.
 pub(crate) fn state_type(problem: &Problem, limits: &DeviceLimits) -> ElemType {
     let brain = ElemType::Float(FloatKind::BF16);
     let fixed = problem.dims.gate == GateKind::Fixed;
