@@ -78,6 +78,11 @@ impl<'a, B> Launcher<'a, B> {
         arg(&self.table, NOTHING)
     }
 
+    /// A buffer of so many elements, if there is one.
+    pub fn arg_or_nothing(&self, handle: Option<&Handle>, len: usize) -> BufferArg {
+        handle.map_or_else(|| self.nothing(), |handle| arg(handle, len))
+    }
+
     /// Where lines and chunks lie.
     pub fn map(&self) -> ChunkMapLaunch {
         let (len, [time, chunks, segments, segment]) = match &self.lines.place {

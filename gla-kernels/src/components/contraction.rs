@@ -38,6 +38,15 @@ pub fn zeros(#[comptime] len: usize) -> Array<f32> {
     acc
 }
 
+/// Multiplies all accumulators.
+#[cube]
+pub fn scale_all(acc: &mut Array<f32>, by: f32, #[comptime] len: usize) {
+    #[unroll]
+    for at in 0..len {
+        acc[at] *= by;
+    }
+}
+
 /// Rows of the patch that a unit owns of a tile. Of 8 x 4 numbers it reads 12 operands, of 16 x 1 it would
 /// read 17 for half as many.
 pub const PATCH_ROWS: usize = 8;

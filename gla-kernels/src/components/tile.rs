@@ -106,97 +106,104 @@ impl Tile {
 
     /// Reads the unit's vectors, of a size that divides the width; for those outside, others.
     pub fn fetch<E: Float, N: Size>(&self, x: &[Vector<E, N>], own: &mut Array<Vector<E, N>>) {
-        let size = N::value();
-        #[unroll]
-        for n in 0..comptime!(self.from.each() / size) {
-            let (row, col) = self.place::<N>(n);
-            let at = (self.offset(row) + col) / size;
-            own[n] = x[select(self.has(row, col), at, 0usize)];
-        }
+        self.read(x, own, false);
     }
 
     /// Of a tile `[chunk, 16]` from column 0 on, reads those that lie in the sub-chunk of their row.
     pub fn fetch_diagonal<N: Size>(&self, x: &[Vector<f32, N>], own: &mut Array<Vector<f32, N>>) {
-        let size = N::value();
-        #[unroll]
-        for n in 0..comptime!(self.from.each() / size) {
-            let (row, col) = self.place::<N>(n);
-            let at = (self.offset(row) + row / SUB * SUB + col) / size;
-            own[n] = x[select(self.has(row, col), at, 0usize)];
-        }
+        self.read(x, own, true);
     }
 
-    /// Row-major, rows `stride` apart, a multiple of 4.
-    pub fn put_rows<E: Float, N: Size>(
+    fn read<E: Float, N: Size>(
         &self,
-        own: &Array<Vector<E, N>>,
-        out: &mut [f32],
-        #[comptime] stride: usize,
+        x: &[Vector<E, N>],
+        own: &mut Array<Vector<E, N>>,
+        #[comptime] diagonal: bool,
     ) {
         let size = N::value();
         #[unroll]
         for n in 0..comptime!(self.from.each() / size) {
             let (row, col) = self.place::<N>(n);
-            put(own[n], self.has(row, col), out, row * stride + col, 1usize);
+            let mut at = self.offset(row) + col;
+            if diagonal {
+                at += row / SUB * SUB;
+            }
+            own[n] = x[select(self.has(row, col), at / size, 0usize)];
         }
     }
 
-    /// Its transpose, row-major.
-    pub fn put_transposed<E: Float, N: Size>(
+    /// Writes the unit's vectors, zero where they lie outside.
+    pub fn put<E: Float, N: Size>(
         &self,
         own: &Array<Vector<E, N>>,
         out: &mut [f32],
-        #[comptime] stride: usize,
+        #[comptime] layout: Layout,
     ) {
         let size = N::value();
+        let step = comptime!(layout.step());
         #[unroll]
         for n in 0..comptime!(self.from.each() / size) {
             let (row, col) = self.place::<N>(n);
-            put(own[n], self.has(row, col), out, col * stride + row, stride);
-        }
-    }
-
-    /// Of 16 columns, as the left operand of a contraction over them: `[rows / 16, 16 columns, PITCH]`.
-    pub fn put_left<E: Float, N: Size>(&self, own: &Array<Vector<E, N>>, out: &mut [f32]) {
-        let size = N::value();
-        #[unroll]
-        for n in 0..comptime!(self.from.each() / size) {
-            let (row, col) = self.place::<N>(n);
-            let at = ((row / SUB) * SUB + col) * PITCH + row % SUB;
-            put(own[n], self.has(row, col), out, at, PITCH);
-        }
-    }
-
-    /// Of 16 rows, its transpose as the left operand of a contraction over them: `[cols / 16, 16 rows, PITCH]`.
-    pub fn put_left_transposed<E: Float, N: Size>(
-        &self,
-        own: &Array<Vector<E, N>>,
-        out: &mut [f32],
-    ) {
-        let size = N::value();
-        #[unroll]
-        for n in 0..comptime!(self.from.each() / size) {
-            let (row, col) = self.place::<N>(n);
-            let at = ((col / SUB) * SUB + row) * PITCH + col % SUB;
-            put(own[n], self.has(row, col), out, at, 1usize);
+            let (valid, at) = (self.has(row, col), address(row, col, layout));
+            #[unroll]
+            for e in 0..size {
+                let value = f32::cast_from(own[n].extract(e));
+                out[at + e * step] = select(valid, value, f32::new(0.0));
+            }
         }
     }
 }
 
-/// Writes the elements of a vector, or zeros, `step` apart.
-#[cube]
-fn put<E: Float, N: Size>(
-    x: Vector<E, N>,
-    valid: bool,
-    out: &mut [f32],
-    at: usize,
-    #[comptime] step: usize,
-) {
-    let size = N::value();
-    #[unroll]
-    for e in 0..size {
-        out[at + e * step] = select(valid, f32::cast_from(x.extract(e)), f32::new(0.0));
+/// How a tile lies in shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Layout {
+    /// From row to row, a multiple of 4, if row-major; else the left operand of a contraction.
+    stride: Option<usize>,
+    /// Whether it is the transpose that lies so.
+    transposed: bool,
+}
+
+impl Layout {
+    /// Row-major, rows so far apart.
+    pub const fn rows(stride: usize) -> Self {
+        Layout { stride: Some(stride), transposed: false }
     }
+
+    /// Column-major, columns so far apart.
+    pub const fn columns(stride: usize) -> Self {
+        Layout { stride: Some(stride), transposed: true }
+    }
+
+    /// Of 16 columns, the left operand of a contraction over them, `[rows / 16, 16 columns, PITCH]`; of 16 rows, its
+    /// transpose as that of one over them.
+    pub const fn left(transposed: bool) -> Self {
+        Layout { stride: None, transposed }
+    }
+
+    /// From one element of a row to the next.
+    const fn step(self) -> usize {
+        match (self.stride, self.transposed) {
+            (Some(_), false) | (None, true) => 1,
+            (Some(stride), true) => stride,
+            (None, false) => PITCH,
+        }
+    }
+}
+
+#[cube]
+fn address(row: usize, col: usize, #[comptime] layout: Layout) -> usize {
+    let (line, at) = if comptime!(layout.transposed) { (col, row) } else { (row, col) };
+    if comptime!(layout.stride.is_some()) {
+        line * comptime!(layout.stride.unwrap_or(0)) + at
+    } else {
+        left_at(line, at)
+    }
+}
+
+/// Where row and column of a left operand lie, see [`Layout::left`].
+#[cube]
+pub fn left_at(row: usize, col: usize) -> usize {
+    ((row / SUB) * SUB + col) * PITCH + row % SUB
 }
 
 /// The tile of an intra-chunk matrix `m [rows, H, chunk]` that is the left operand for the pairs of all rows

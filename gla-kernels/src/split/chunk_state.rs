@@ -10,7 +10,9 @@ use cubecl::prelude::*;
 
 use super::StageSpec;
 use crate::SUB;
-use crate::components::{ChunkMap, PATCH, PITCH, Patch, Role, TILE_ALIGN, Tile, zeros};
+use crate::components::{
+    ChunkMap, Layout, PATCH, PITCH, Patch, Role, TILE_ALIGN, Tile, scale_all, zeros,
+};
 
 /// * `x`: `k` (Key) or `q` (Query), with a gate as `prepare` leaves them: `[rows, spec.x_heads(), K]`
 /// * `y`: `v [rows, Hk, V]` (Key) or `do [rows, H, V]` (Query)
@@ -63,8 +65,8 @@ pub(crate) fn gla_chunk_state_kernel<X: Float, Y: Float, S: Float, K: Size, V: S
     let mut acc = zeros(PATCH);
     for _ in 0..rows.len.div_ceil(SUB) {
         // the left operand is x^T: its depth is the rows
-        x_tile.put_left_transposed(&x_own, &mut xs);
-        y_tile.put_rows(&y_own, &mut ys, cols);
+        x_tile.put(&x_own, &mut xs, comptime!(Layout::left(true)));
+        y_tile.put(&y_own, &mut ys, comptime!(Layout::rows(cols)));
         sync_cube();
         x_tile.down(SUB);
         y_tile.down(SUB);
@@ -75,10 +77,7 @@ pub(crate) fn gla_chunk_state_kernel<X: Float, Y: Float, S: Float, K: Size, V: S
     }
 
     if comptime!(spec.role == Role::Query) {
-        #[unroll]
-        for at in 0..PATCH {
-            acc[at] *= scale;
-        }
+        scale_all(&mut acc, scale, PATCH);
     }
     let at = ((chunk * dims.heads + head) * key_dim + channel0) * value_dim + j0;
     patch.store(&acc, added, at, key_dim - channel0, value_dim - j0, value_dim);

@@ -25,10 +25,11 @@
 use cubecl::prelude::*;
 
 use super::StageSpec;
+use super::place::{Column, Part, scale_to_edge};
 use crate::SUB;
 use crate::components::{
-    ChunkMap, PITCH, Role, TILE_ALIGN, contract, decay_between, decay_or_one, pairs_tile,
-    read_or_zero, row_offset, step_chunk, zeros,
+    ChunkMap, Layout, PITCH, Role, TILE_ALIGN, contract, decay_between, pairs_tile, scale_all,
+    step_chunk, zeros,
 };
 
 /// * `q`: `[rows, H, K]`, `k`: `[rows, Hk, K]`
@@ -50,29 +51,22 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
     #[define(E, G)] _dtypes: [ElemType; 2],
 ) {
     let dims = comptime!(spec.dims);
-    let key_dim = comptime!(dims.key_dim);
     let chunk_len = comptime!(spec.blueprint.chunk);
     let blocks = comptime!(spec.blueprint.blocks());
     let cols = comptime!(spec.blueprint.cols);
     let units = comptime!(spec.blueprint.units());
     let is_key = comptime!(spec.role == Role::Key);
     let gated = comptime!(dims.gate.is_some());
-    let tiles_k = comptime!(key_dim.div_ceil(cols));
 
     let task = CUBE_POS;
     if task >= tasks {
         terminate!();
     }
-    let tile_k = task % tiles_k;
-    let head = (task / tiles_k) % dims.heads;
-    let chunk = task / comptime!(tiles_k * dims.heads);
-    let rows = map.rows_of(chunk);
-
+    let part = Part::of(&map, task, comptime!(dims.key_dim), spec);
     let unit = UNIT_POS as usize;
-    let col = unit % cols;
-    let block = unit / cols;
-    let i = tile_k * cols + col;
-    let row0 = rows.start + block * SUB;
+    let (block, col) = (unit / cols, unit % cols);
+    let column = Column::of(&part, block, col, dims);
+    let (rows, head) = (part.rows, part.head);
 
     // partner[row, col]: the other end of the pairs, scaled to the edge of its sub-chunk
     let mut partner = Shared::<[f32]>::new_slice(comptime!(chunk_len * cols));
@@ -82,33 +76,19 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
     let mut cuts = Shared::<[f32]>::new_slice(comptime!(blocks * blocks * cols));
 
     // own rows of q, k and decay; out of bounds they are 0, 0 and 1
-    let mut qr = Array::<f32>::new(SUB);
-    let mut kr = Array::<f32>::new(SUB);
-    let mut wr = Array::<f32>::new(SUB);
+    let qr = column.read::<E>(q, dims.heads);
+    let kr = if is_key { zeros(SUB) } else { column.read::<E>(k, dims.kv_heads) };
+    let wr = column.decays::<G>(gate);
+    let mut scaled = zeros(SUB);
     #[unroll]
     for r in 0..SUB {
-        let valid = block * SUB + r < rows.len && i < key_dim;
-        let q_at = row_offset(row0 + r, head, dims, dims.heads, key_dim) + i;
-        qr[r] = read_or_zero::<E>(q, q_at, valid);
-        if !is_key {
-            let k_at = row_offset(row0 + r, head, dims, dims.kv_heads, key_dim) + i;
-            kr[r] = read_or_zero::<E>(k, k_at, valid);
-        }
-        wr[r] = decay_or_one::<G>(gate, row0 + r, head, i, valid, dims);
+        scaled[r] = if is_key { qr[r] } else { kr[r] };
     }
-    let mut w = f32::new(1.0);
+    totals[block * cols + col] = scale_to_edge(&mut scaled, &wr, comptime!(!is_key));
     #[unroll]
-    for walk in 0..SUB {
-        let r = comptime!(if is_key { walk } else { SUB - 1 - walk });
-        if is_key {
-            w *= wr[r];
-            partner[(block * SUB + r) * cols + col] = qr[r] * w;
-        } else {
-            partner[(block * SUB + r) * cols + col] = kr[r] * w;
-            w *= wr[r];
-        }
+    for r in 0..SUB {
+        partner[(block * SUB + r) * cols + col] = scaled[r];
     }
-    totals[block * cols + col] = w;
 
     // pairs between sub-chunks, nearest last: decay every step towards the own sub-chunk. Without a gate that is
     // like the others: `dA` is zero where a row does not reach.
@@ -128,11 +108,7 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
     for step in 0..steps {
         let other = step_chunk(0, blocks, step, is_key);
         let tile = pairs_tile(&rows, head, other, is_key, chunk_len, dims, units);
-        if is_key {
-            tile.put_left_transposed(&pairs_own, &mut pairs);
-        } else {
-            tile.put_left(&pairs_own, &mut pairs);
-        }
+        tile.put(&pairs_own, &mut pairs, comptime!(Layout::left(is_key)));
         sync_cube();
         // the last fetch is of no use
         let next = select(step + 1 == blocks, step, step + 1);
@@ -153,11 +129,7 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
                     cut *= decay_between(&totals, other, block, col, cols);
                     cuts[(block * blocks + other) * cols + col] = cut;
                 }
-                let total = totals[other * cols + col];
-                #[unroll]
-                for r in 0..SUB {
-                    acc[r] *= total;
-                }
+                scale_all(&mut acc, totals[other * cols + col], SUB);
             }
             contract(
                 &mut acc,
@@ -172,29 +144,18 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
     }
 
     // decay to the own rows
-    w = f32::new(1.0);
-    #[unroll]
-    for walk in 0..SUB {
-        let r = comptime!(if is_key { SUB - 1 - walk } else { walk });
-        if is_key {
-            acc[r] *= w;
-            w *= wr[r];
-        } else {
-            w *= wr[r];
-            acc[r] *= w;
-        }
-    }
+    scale_to_edge(&mut acc, &wr, is_key);
 
     // pairs inside the own sub-chunk
     let mut near = zeros(SUB);
     let mut straddle = zeros(SUB);
     if gated {
         if is_key {
-            diagonal.put_rows(&diagonal_own, &mut pairs, PITCH);
+            diagonal.put(&diagonal_own, &mut pairs, comptime!(Layout::rows(PITCH)));
             sync_cube();
             pairs_of_keys(&pairs, own_pairs, &qr, &wr, &mut near);
         } else {
-            diagonal.put_left(&diagonal_own, &mut pairs);
+            diagonal.put(&diagonal_own, &mut pairs, comptime!(Layout::left(false)));
             sync_cube();
             pairs_of_queries(&pairs, own_pairs, &qr, &kr, &wr, &mut near, &mut straddle);
         }
@@ -202,28 +163,16 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
 
     // the unit's shares: through the state, from other sub-chunks, from its own. All are read before any is
     // written, or each would wait for the one before.
-    let mut ends = Array::<f32>::new(SUB);
-    let mut from_state = Array::<f32>::new(SUB);
-    #[unroll]
-    for r in 0..SUB {
-        let valid = block * SUB + r < rows.len && i < key_dim;
-        let at = ((row0 + r) * dims.heads + head) * key_dim + i;
-        from_state[r] = read_or_zero::<f32>(&*dx, at, valid);
-        ends[r] = qr[r];
-        if is_key {
-            let k_at = row_offset(row0 + r, head, dims, dims.kv_heads, key_dim) + i;
-            ends[r] = read_or_zero::<E>(k, k_at, valid);
-        }
-    }
+    let from_state = column.read::<f32>(&*dx, dims.heads);
+    let ends = if is_key { column.read::<E>(k, dims.kv_heads) } else { qr };
     // `own[r]`: what row r adds to dg of the rows on its far side
     let mut own = Array::<f32>::new(SUB);
     let mut state_sum = f32::new(0.0);
     #[unroll]
     for r in 0..SUB {
         let through = from_state[r] + acc[r];
-        if block * SUB + r < rows.len && i < key_dim {
-            let at = ((row0 + r) * dims.heads + head) * key_dim + i;
-            dx[at] = through + near[r];
+        if column.has(r) {
+            dx[column.at(r, dims.heads)] = through + near[r];
         }
         own[r] = ends[r] * through;
         state_sum += ends[r] * from_state[r];
@@ -231,13 +180,7 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
 
     if gated {
         sums[block * cols + col] = state_sum;
-        let mut shares = Array::<f32>::new(SUB);
-        #[unroll]
-        for r in 0..SUB {
-            let valid = block * SUB + r < rows.len && i < key_dim;
-            let at = ((row0 + r) * dims.heads + head) * key_dim + i;
-            shares[r] = read_or_zero::<f32>(&*dg, at, valid);
-        }
+        let shares = column.read::<f32>(&*dg, dims.heads);
         sync_cube();
         let mut running = f32::new(0.0);
         if is_key {
@@ -255,9 +198,8 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
             if !is_key {
                 running += own[r];
             }
-            if block * SUB + r < rows.len && i < key_dim {
-                let at = ((row0 + r) * dims.heads + head) * key_dim + i;
-                dg[at] = shares[r] + running + straddle[r];
+            if column.has(r) {
+                dg[column.at(r, dims.heads)] = shares[r] + running + straddle[r];
             }
             if is_key {
                 running += own[r];

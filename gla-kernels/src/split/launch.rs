@@ -173,7 +173,6 @@ impl Launcher<'_, SplitBlueprint> {
         if tasks == 0 {
             return;
         }
-        let end_of = |x: Option<&Handle>| x.map_or_else(|| self.nothing(), |x| arg(x, tasks));
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths. Without chunks it
         // neither reads nor writes the states.
         unsafe {
@@ -182,10 +181,10 @@ impl Launcher<'_, SplitBlueprint> {
                 cubes(tasks.div_ceil(super::state_passing::UNITS), &self.limits),
                 CubeDim::new_1d(super::state_passing::UNITS as u32),
                 size,
-                end_of(start),
-                end_of(end),
+                self.arg_or_nothing(start, tasks),
+                self.arg_or_nothing(end, tasks),
                 arg(states, (len / size).max(1)),
-                decays.map_or_else(|| self.nothing(), |x| arg(x, self.decays_len().max(1))),
+                self.arg_or_nothing(decays, self.decays_len().max(1)),
                 self.map(),
                 tasks,
                 dims,
@@ -296,10 +295,7 @@ impl Launcher<'_, SplitBlueprint> {
                 arg(states, self.states_len() / value),
                 arg(others, self.states_len() / value),
                 arg(dx, self.row_heads() * dims.key_dim / key),
-                dg.map_or_else(
-                    || self.nothing(),
-                    |dg| arg(dg, self.row_heads() * dims.key_dim / key),
-                ),
+                self.arg_or_nothing(dg, self.row_heads() * dims.key_dim / key),
                 self.map(),
                 tasks,
                 self.problem.scale,
@@ -335,7 +331,7 @@ impl Launcher<'_, SplitBlueprint> {
                 self.gate(),
                 arg(da, self.row_heads() * self.blueprint.chunk / PAIRS),
                 arg(dx, self.row_heads() * dims.key_dim),
-                dg.map_or_else(|| self.nothing(), |dg| arg(dg, self.row_heads() * dims.key_dim)),
+                self.arg_or_nothing(dg, self.row_heads() * dims.key_dim),
                 self.map(),
                 tasks,
                 self.spec(role),

@@ -15,6 +15,7 @@ pub mod chunk_state;
 pub mod intra_grad;
 mod launch;
 pub mod output;
+mod place;
 mod plan;
 pub mod prepare;
 pub mod project;

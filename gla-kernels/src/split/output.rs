@@ -9,8 +9,11 @@
 use cubecl::prelude::*;
 
 use super::StageSpec;
+use super::place::Part;
 use crate::SUB;
-use crate::components::{ChunkMap, PATCH, PITCH, Patch, Role, TILE_ALIGN, Tile, pairs_tile, zeros};
+use crate::components::{
+    ChunkMap, Layout, PATCH, PITCH, Patch, Role, TILE_ALIGN, Tile, pairs_tile, scale_all, zeros,
+};
 
 /// * `x`: `q` (Query) or `k` (Key), with a gate as `prepare` leaves them: `[rows, spec.x_heads(), K]`
 /// * `y`: `v [rows, Hk, V]` (Query) or `do [rows, H, V]` (Key)
@@ -50,16 +53,13 @@ pub(crate) fn gla_output_kernel<
     let from_x = comptime!(spec.source(x_heads, key_dim, chunk_len, SUB));
     let from_states = comptime!(spec.source(1, value_dim, SUB, cols));
     let from_y = comptime!(spec.source(y_heads, value_dim, SUB, cols));
-    let tiles_v = comptime!(value_dim.div_ceil(cols));
 
     let task = CUBE_POS;
     if task >= tasks {
         terminate!();
     }
-    let j0 = (task % tiles_v) * cols;
-    let head = (task / tiles_v) % dims.heads;
-    let chunk = task / comptime!(tiles_v * dims.heads);
-    let rows = map.rows_of(chunk);
+    let part = Part::of(&map, task, value_dim, spec);
+    let (chunk, rows, head, j0) = (part.chunk, part.rows, part.head, part.col0);
 
     let patch = Patch::of(UNIT_POS as usize, cols);
     let block = patch.block();
@@ -79,8 +79,8 @@ pub(crate) fn gla_output_kernel<
 
     let mut acc = zeros(PATCH);
     for _ in 0..comptime!(key_dim.div_ceil(SUB)) {
-        x_tile.put_left(&x_own, &mut xs);
-        state_tile.put_rows(&state_own, &mut ys, cols);
+        x_tile.put(&x_own, &mut xs, comptime!(Layout::left(false)));
+        state_tile.put(&state_own, &mut ys, comptime!(Layout::rows(cols)));
         sync_cube();
         x_tile.right(SUB);
         state_tile.down(SUB);
@@ -90,10 +90,7 @@ pub(crate) fn gla_output_kernel<
         sync_cube();
     }
     if !is_key {
-        #[unroll]
-        for at in 0..PATCH {
-            acc[at] *= scale;
-        }
+        scale_all(&mut acc, scale, PATCH);
     }
 
     let mut pairs_own = Array::<Vector<f32, C>>::new(comptime!(from_x.each() / pair_size));
@@ -103,14 +100,13 @@ pub(crate) fn gla_output_kernel<
     pairs.fetch(a, &mut pairs_own);
     y_tile.fetch(y, &mut y_own);
     for other in 0..blocks {
+        pairs.put(&pairs_own, &mut xs, comptime!(Layout::left(is_key)));
         if is_key {
-            pairs.put_left_transposed(&pairs_own, &mut xs);
             pairs.down(SUB);
         } else {
-            pairs.put_left(&pairs_own, &mut xs);
             pairs.right(SUB);
         }
-        y_tile.put_rows(&y_own, &mut ys, cols);
+        y_tile.put(&y_own, &mut ys, comptime!(Layout::rows(cols)));
         y_tile.down(SUB);
         sync_cube();
         pairs.fetch(a, &mut pairs_own);

@@ -6,8 +6,9 @@
 use cubecl::prelude::*;
 
 use super::StageSpec;
+use super::place::{Column, Part, scale_to_edge};
 use crate::SUB;
-use crate::components::{ChunkMap, decay_between, decay_or_one, read_or_zero, row_offset};
+use crate::components::{ChunkMap, decay_between};
 
 /// * `q`: `[rows, H, K]`, `k`: `[rows, Hk, K]`
 /// * `q_out`: out, `[rows, H, K]`; `k_out`: out, `[rows, spec.x_heads(), K]`
@@ -30,76 +31,47 @@ pub(crate) fn gla_split_prepare_kernel<E: Float, G: Float>(
     let key_dim = comptime!(dims.key_dim);
     let blocks = comptime!(spec.blueprint.blocks());
     let cols = comptime!(spec.blueprint.cols);
-    let tiles_k = comptime!(key_dim.div_ceil(cols));
 
     let task = CUBE_POS;
     if task >= tasks {
         terminate!();
     }
-    let tile_k = task % tiles_k;
-    let head = (task / tiles_k) % dims.heads;
-    let chunk = task / comptime!(tiles_k * dims.heads);
-    let rows = map.rows_of(chunk);
-
+    let part = Part::of(&map, task, key_dim, spec);
     let unit = UNIT_POS as usize;
     let (block, col) = (unit / cols, unit % cols);
-    let i = tile_k * cols + col;
-    let row0 = rows.start + block * SUB;
+    let own = Column::of(&part, block, col, dims);
 
     let mut totals = Shared::<[f32]>::new_slice(comptime!(blocks * cols));
 
-    let mut qr = Array::<f32>::new(SUB);
-    let mut kr = Array::<f32>::new(SUB);
-    let mut wr = Array::<f32>::new(SUB);
-    #[unroll]
-    for r in 0..SUB {
-        let valid = block * SUB + r < rows.len && i < key_dim;
-        let q_at = row_offset(row0 + r, head, dims, dims.heads, key_dim) + i;
-        let k_at = row_offset(row0 + r, head, dims, dims.kv_heads, key_dim) + i;
-        qr[r] = read_or_zero::<E>(q, q_at, valid);
-        kr[r] = read_or_zero::<E>(k, k_at, valid);
-        wr[r] = decay_or_one::<G>(gate, row0 + r, head, i, valid, dims);
-    }
+    let mut qr = own.read::<E>(q, dims.heads);
+    let mut kr = own.read::<E>(k, dims.kv_heads);
+    let wr = own.decays::<G>(gate);
 
     // to the edges of the sub-chunk, then of the chunk
-    let mut w = f32::new(1.0);
-    #[unroll]
-    for r in 0..SUB {
-        w *= wr[r];
-        qr[r] *= w;
-    }
-    totals[block * cols + col] = w;
-    w = f32::new(1.0);
-    #[unroll]
-    for walk in 0..SUB {
-        let r = comptime!(SUB - 1 - walk);
-        kr[r] *= w;
-        w *= wr[r];
-    }
+    totals[block * cols + col] = scale_to_edge(&mut qr, &wr, false);
+    let total = scale_to_edge(&mut kr, &wr, true);
     sync_cube();
     let before = decay_between(&totals, 0, block, col, cols);
     let after = decay_between(&totals, block + 1, blocks, col, cols);
 
     #[unroll]
     for r in 0..SUB {
-        if block * SUB + r < rows.len && i < key_dim {
-            let at = ((row0 + r) * dims.heads + head) * key_dim + i;
-            q_out[at] = qr[r] * before;
+        if own.has(r) {
+            q_out[own.at(r, dims.heads)] = qr[r] * before;
         }
     }
     // the first query head of those that read the same
     let group = comptime!(dims.heads / spec.x_heads());
-    let k_head = head / group;
-    if k_head * group == head {
+    if part.head / group * group == part.head {
         #[unroll]
         for r in 0..SUB {
-            if block * SUB + r < rows.len && i < key_dim {
-                let at = ((row0 + r) * spec.x_heads() + k_head) * key_dim + i;
-                k_out[at] = kr[r] * after;
+            if own.has(r) {
+                k_out[own.at(r, spec.x_heads())] = kr[r] * after;
             }
         }
     }
-    if block == 0 && i < key_dim {
-        decays[(chunk * dims.heads + head) * key_dim + i] = w * after;
+    let channel = part.col0 + col;
+    if block == 0 && channel < key_dim {
+        decays[(part.chunk * dims.heads + part.head) * key_dim + channel] = total * after;
     }
 }

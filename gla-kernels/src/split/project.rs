@@ -10,10 +10,11 @@
 use cubecl::prelude::*;
 
 use super::StageSpec;
+use super::place::Part;
 use crate::SUB;
 use crate::components::{
-    ChunkMap, PATCH, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, TILE_ALIGN, Tile, decay_between,
-    decay_or_one, zeros,
+    ChunkMap, Layout, PATCH, PATCH_COLS, PATCH_ROWS, PITCH, Patch, Role, TILE_ALIGN, Tile,
+    decay_between, decay_or_one, scale_all, zeros,
 };
 
 /// * `y`: `do [rows, H, V]` (Query) or `v [rows, Hk, V]` (Key)
@@ -47,21 +48,17 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float, S: Float, K: Size, V: Size>
     let own_heads = comptime!(spec.role.heads(dims));
     let from_y = comptime!(spec.source(own_heads, value_dim, chunk_len, SUB));
     let from_states = comptime!(spec.source(1, value_dim, cols, SUB));
-    let tiles_k = comptime!(key_dim.div_ceil(cols));
 
     let task = CUBE_POS;
     if task >= tasks {
         terminate!();
     }
-    let tile_k = task % tiles_k;
-    let head = (task / tiles_k) % dims.heads;
-    let chunk = task / comptime!(tiles_k * dims.heads);
-    let rows = map.rows_of(chunk);
+    let part = Part::of(&map, task, key_dim, spec);
+    let (chunk, rows, head, i0) = (part.chunk, part.rows, part.head, part.col0);
 
     let unit = UNIT_POS as usize;
     let patch = Patch::of(unit, cols);
     let group = patch.row / PATCH_ROWS;
-    let i0 = tile_k * cols;
 
     let overlaps = comptime!(is_key && gated);
     let mut ys = Shared::<[f32]>::new_aligned_slice(comptime!(PITCH * chunk_len), TILE_ALIGN);
@@ -93,10 +90,10 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float, S: Float, K: Size, V: Size>
         state_tile.fetch(others, &mut other_own);
     }
     for _ in 0..comptime!(value_dim.div_ceil(SUB)) {
-        y_tile.put_left(&y_own, &mut ys);
-        state_tile.put_transposed(&state_own, &mut tile, width);
+        y_tile.put(&y_own, &mut ys, comptime!(Layout::left(false)));
+        state_tile.put(&state_own, &mut tile, comptime!(Layout::columns(width)));
         if overlaps {
-            state_tile.put_transposed(&other_own, &mut other, width);
+            state_tile.put(&other_own, &mut other, comptime!(Layout::columns(width)));
         }
         sync_cube();
         y_tile.right(SUB);
@@ -165,10 +162,7 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float, S: Float, K: Size, V: Size>
     }
 
     if !is_key {
-        #[unroll]
-        for at in 0..PATCH {
-            acc[at] *= scale;
-        }
+        scale_all(&mut acc, scale, PATCH);
     }
     let at = (rows.start * dims.heads + head) * key_dim + i0;
     let stride = comptime!(dims.heads * key_dim);

@@ -12,7 +12,7 @@ use cubecl::prelude::*;
 
 use super::StageSpec;
 use crate::components::{
-    ChunkMap, ChunkRows, PITCH, Source, TILE_ALIGN, Tile, decay_or_one, zeros,
+    ChunkMap, ChunkRows, Layout, PITCH, Source, TILE_ALIGN, Tile, decay_or_one, left_at, zeros,
 };
 use crate::{GateKind, SUB};
 
@@ -80,8 +80,8 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float, W: Size>(
     let shares = comptime!(SUB / blocks);
     let mut near = zeros(SUB);
     for step in 0..comptime!(width.div_ceil(SUB)) {
-        q_tile.put_left(&q_own, &mut qs);
-        k_tile.put_left(&k_own, &mut ks);
+        q_tile.put(&q_own, &mut qs, comptime!(Layout::left(false)));
+        k_tile.put(&k_own, &mut ks, comptime!(Layout::left(false)));
         if by_channel {
             load_decays::<G>(gate, &mut decays, &rows, head, step * SUB, from_k);
         }
@@ -174,7 +174,7 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float, W: Size>(
     }
 }
 
-/// The decay factors of a tile of keys `[chunk, 16]`, as [`Tile::put_left`] puts it down; one where the tile is zero.
+/// The decay factors of a tile of keys `[chunk, 16]`, as [`Layout::left`] puts it down; one where the tile is zero.
 #[cube]
 fn load_decays<G: Float>(
     gate: &[G],
@@ -189,7 +189,7 @@ fn load_decays<G: Float>(
         let at = UNIT_POS as usize + comptime!(n * from.units);
         let (row, c) = (at / SUB, at % SUB);
         let valid = row < rows.len && col0 + c < comptime!(from.width);
-        out[((row / SUB) * SUB + c) * PITCH + row % SUB] =
+        out[left_at(row, c)] =
             decay_or_one::<G>(gate, rows.start + row, head, col0 + c, valid, from.dims);
     }
 }
@@ -198,7 +198,7 @@ fn load_decays<G: Float>(
 /// row and the edge of its sub-chunk, and stores the decay of the whole sub-chunk.
 ///
 /// For queries the edge is the start (own gate included), for keys the end (own gate excluded).
-/// Tiles are laid out as [`Tile::put_left`] does; `totals[block * 16 + c]`.
+/// Tiles are laid out as [`Layout::left`] does; `totals[block * 16 + c]`.
 #[cube]
 fn scale_to_edges(
     q: &mut [f32],
