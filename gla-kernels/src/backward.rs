@@ -42,8 +42,8 @@ pub struct BackwardArgs {
 /// # Errors
 ///
 /// Before anything is launched: what [`check_chunked`] returns, [`GlaError::Argument`] where gate and kind of
-/// the gate, or gate and `dgate`, disagree or a buffer begins at no multiple of 16 bytes, and
-/// [`GlaError::BufferSize`] for one that is too small.
+/// the gate, or gate and `dgate`, disagree or a buffer begins at no multiple of 16 bytes, on wgpu of the device's
+/// alignment, and [`GlaError::BufferSize`] for one that is too small.
 pub fn backward(
     client: &Client,
     problem: &Problem,
@@ -51,7 +51,7 @@ pub fn backward(
     args: BackwardArgs,
 ) -> Result<Blueprint, GlaError> {
     let blueprint = check_chunked(client, problem, strategy, true)?;
-    check(problem, &args)?;
+    check(client, problem, &args)?;
     tracing::debug!(?blueprint, dims = ?problem.dims, "gla: backward");
     let (cut, gate) = (blueprint.cut(), args.gate.as_ref());
     match blueprint {
@@ -65,7 +65,7 @@ pub fn backward(
     Ok(blueprint)
 }
 
-fn check(problem: &Problem, args: &BackwardArgs) -> Result<(), GlaError> {
+fn check(client: &Client, problem: &Problem, args: &BackwardArgs) -> Result<(), GlaError> {
     let (rows, dims, size) = (problem.rows(), problem.dims, problem.dtype.size());
     check_gate(problem, args.gate.is_some())?;
     let (gate, dgate) = (args.gate.is_some(), args.dgate.is_some());
@@ -78,12 +78,12 @@ fn check(problem: &Problem, args: &BackwardArgs) -> Result<(), GlaError> {
     let v_bytes = rows * dims.kv_heads * dims.value_dim * size;
     let gate_bytes = problem.gate_len() * problem.gate_dtype.size();
     let state_bytes = problem.state_len() * 4;
-    check_inputs(problem, [&args.q, &args.k, &args.v], args.gate.as_ref())?;
-    buffer("d_o", &args.d_o, rows * dims.heads * dims.value_dim * size)?;
-    buffer("dq", &args.dq, q_bytes)?;
-    buffer("dk", &args.dk, k_bytes)?;
-    buffer("dv", &args.dv, v_bytes)?;
-    buffer("dh0", &args.dh0, state_bytes)?;
+    check_inputs(client, problem, [&args.q, &args.k, &args.v], args.gate.as_ref())?;
+    buffer(client, "d_o", &args.d_o, rows * dims.heads * dims.value_dim * size)?;
+    buffer(client, "dq", &args.dq, q_bytes)?;
+    buffer(client, "dk", &args.dk, k_bytes)?;
+    buffer(client, "dv", &args.dv, v_bytes)?;
+    buffer(client, "dh0", &args.dh0, state_bytes)?;
     let optional = [
         ("initial_state", &args.initial_state, state_bytes),
         ("d_final", &args.d_final, state_bytes),
@@ -91,7 +91,7 @@ fn check(problem: &Problem, args: &BackwardArgs) -> Result<(), GlaError> {
     ];
     for (name, handle, bytes) in optional {
         if let Some(handle) = handle {
-            buffer(name, handle, bytes)?;
+            buffer(client, name, handle, bytes)?;
         }
     }
     Ok(())

@@ -120,12 +120,22 @@ pub(crate) fn check_gate(problem: &Problem, has_gate: bool) -> Result<(), GlaErr
 /// Bytes of the widest vector that kernels read and write.
 const VECTOR: u64 = 16;
 
-/// Checks that a device buffer holds at least `expected` bytes, and begins where vectors may.
-pub(crate) fn buffer(name: &'static str, handle: &Handle, expected: usize) -> Result<(), GlaError> {
+/// Checks that a device buffer holds at least `expected` bytes, and begins where vectors, and bindings, may.
+pub(crate) fn buffer(
+    client: &Client,
+    name: &'static str,
+    handle: &Handle,
+    expected: usize,
+) -> Result<(), GlaError> {
     let start = handle.offset_start.unwrap_or(0);
-    if !start.is_multiple_of(VECTOR) {
+    // wgpu binds at an offset what others are given a pointer to
+    let step = match client.name().starts_with("wgpu") {
+        true => client.properties().memory.alignment.max(VECTOR),
+        false => VECTOR,
+    };
+    if !start.is_multiple_of(step) {
         let message =
-            format!("begins at byte {start} of its buffer, expected a multiple of {VECTOR}");
+            format!("begins at byte {start} of its buffer, expected a multiple of {step}");
         return Err(GlaError::Argument { name, message });
     }
     let got = handle.size_in_used() as usize;
@@ -137,16 +147,17 @@ pub(crate) fn buffer(name: &'static str, handle: &Handle, expected: usize) -> Re
 
 /// Checks the sizes of the inputs that every form has.
 pub(crate) fn check_inputs(
+    client: &Client,
     problem: &Problem,
     [q, k, v]: [&Handle; 3],
     gate: Option<&Handle>,
 ) -> Result<(), GlaError> {
     let (rows, dims, size) = (problem.rows(), problem.dims, problem.dtype.size());
-    buffer("q", q, rows * dims.heads * dims.key_dim * size)?;
-    buffer("k", k, rows * dims.kv_heads * dims.key_dim * size)?;
-    buffer("v", v, rows * dims.kv_heads * dims.value_dim * size)?;
+    buffer(client, "q", q, rows * dims.heads * dims.key_dim * size)?;
+    buffer(client, "k", k, rows * dims.kv_heads * dims.key_dim * size)?;
+    buffer(client, "v", v, rows * dims.kv_heads * dims.value_dim * size)?;
     match gate {
-        Some(gate) => buffer("gate", gate, problem.gate_len() * problem.gate_dtype.size()),
+        Some(gate) => buffer(client, "gate", gate, problem.gate_len() * problem.gate_dtype.size()),
         None => Ok(()),
     }
 }

@@ -32,8 +32,8 @@ pub struct ForwardArgs {
 /// # Errors
 ///
 /// Before anything is launched: what [`check_chunked`] returns, [`GlaError::Argument`] where gate and kind of
-/// the gate disagree or a buffer begins at no multiple of 16 bytes, and [`GlaError::BufferSize`] for one that is
-/// too small.
+/// the gate disagree or a buffer begins at no multiple of 16 bytes, on wgpu of the device's alignment, and
+/// [`GlaError::BufferSize`] for one that is too small.
 pub fn forward(
     client: &Client,
     problem: &Problem,
@@ -41,7 +41,7 @@ pub fn forward(
     args: ForwardArgs,
 ) -> Result<Blueprint, GlaError> {
     let blueprint = check_chunked(client, problem, strategy, false)?;
-    check(problem, &args)?;
+    check(client, problem, &args)?;
     tracing::debug!(?blueprint, dims = ?problem.dims, "gla: forward");
     let (cut, gate) = (blueprint.cut(), args.gate.as_ref());
     match blueprint {
@@ -55,13 +55,13 @@ pub fn forward(
     Ok(blueprint)
 }
 
-fn check(problem: &Problem, args: &ForwardArgs) -> Result<(), GlaError> {
+fn check(client: &Client, problem: &Problem, args: &ForwardArgs) -> Result<(), GlaError> {
     let (rows, dims, size) = (problem.rows(), problem.dims, problem.dtype.size());
     check_gate(problem, args.gate.is_some())?;
-    check_inputs(problem, [&args.q, &args.k, &args.v], args.gate.as_ref())?;
+    check_inputs(client, problem, [&args.q, &args.k, &args.v], args.gate.as_ref())?;
     if let Some(state) = &args.initial_state {
-        buffer("initial_state", state, problem.state_len() * 4)?;
+        buffer(client, "initial_state", state, problem.state_len() * 4)?;
     }
-    buffer("o", &args.o, rows * dims.heads * dims.value_dim * size)?;
-    buffer("final_state", &args.final_state, problem.state_len() * 4)
+    buffer(client, "o", &args.o, rows * dims.heads * dims.value_dim * size)?;
+    buffer(client, "final_state", &args.final_state, problem.state_len() * 4)
 }

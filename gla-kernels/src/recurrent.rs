@@ -174,21 +174,21 @@ pub struct RecurrentArgs {
 ///
 /// Before anything is launched: what [`check_recurrent`] returns, [`GlaError::Argument`] where gate and kind of
 /// the gate disagree, the state is neither f32 nor of the type of q or a buffer begins at no multiple of 16
-/// bytes, and [`GlaError::BufferSize`] for one that is too small.
+/// bytes, on wgpu of the device's alignment, and [`GlaError::BufferSize`] for one that is too small.
 pub fn recurrent(client: &Client, problem: &Problem, args: RecurrentArgs) -> Result<(), GlaError> {
     check_gate(problem, args.gate.is_some())?;
     check_recurrent(client, problem)?;
     let limits = DeviceLimits::of(client);
     let dims = problem.dims;
     let (rows, size) = (problem.rows(), problem.dtype.size());
-    check_inputs(problem, [&args.q, &args.k, &args.v], args.gate.as_ref())?;
+    check_inputs(client, problem, [&args.q, &args.k, &args.v], args.gate.as_ref())?;
     if args.state_dtype != f32::elem_type_native() && args.state_dtype != problem.dtype {
         let (got, own) = (args.state_dtype, problem.dtype);
         let message = format!("the state is {got}, expected f32 or {own} as q");
         return Err(GlaError::Argument { name: "state", message });
     }
-    buffer("state", &args.state, problem.state_len() * args.state_dtype.size())?;
-    buffer("o", &args.o, rows * dims.heads * dims.value_dim * size)?;
+    buffer(client, "state", &args.state, problem.state_len() * args.state_dtype.size())?;
+    buffer(client, "o", &args.o, rows * dims.heads * dims.value_dim * size)?;
     if rows == 0 {
         return Ok(());
     }

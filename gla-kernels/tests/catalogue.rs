@@ -296,10 +296,15 @@ fn split_many_chunks() {
     }
 }
 
-/// A fixed gate of bf16 inputs, whose gradient is one number that is left of many terms.
+/// Gates that decay all channels alike, of bf16 inputs: their gradients are numbers that are left of many terms.
 #[test]
-fn split_fixed_brain() {
-    let cases = cases(&["fixed-m0.03-t1000-k33-v20-h4", "fixed-ls16-t500-k64-v64-h2"]);
+fn split_row_gates_brain() {
+    let cases = cases(&[
+        "fixed-m0.03-t1000-k33-v20-h4",
+        "fixed-ls16-t500-k64-v64-h2",
+        "scalar-m0-t1028-k320-v64-h1",
+        "scalar-m0.001-t2057-k64-v64-h1",
+    ]);
     for device in devices() {
         if device.supports(RefDType::BF16) {
             let strategy = Strategy::Plan(Plan::Split);
@@ -341,7 +346,11 @@ fn half_gates() {
                 println!("not applicable: {} has no {dtype:?}", device.name);
                 continue;
             }
-            let few = cases(&["vector-ls1-b2-t65-k33-v20-h4-kv2-init-final"]);
+            let few = cases(&[
+                "vector-ls1-b2-t65-k33-v20-h4-kv2-init-final",
+                "scalar-ls1-b2-t65-k33-v20-h4-kv2-init-final",
+                "fixed-ls1-b2-t65-k33-v20-h4-kv2-init-final",
+            ]);
             check(device.name, &device.client, &few, dtype, dtype, Strategy::Inferred);
         }
     }

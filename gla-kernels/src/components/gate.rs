@@ -44,3 +44,20 @@ pub fn decay_or_one<G: Float>(
     let channel = select(valid, channel, 0usize);
     select(valid, decay::<G>(gate, row, head, channel, dims), f32::new(1.0))
 }
+
+/// Product of the decays of the sub-chunks, or other groups of rows, `from..to` for channel `c`
+/// (`totals[block * width + c]`).
+#[cube]
+pub fn decay_between(
+    totals: &[f32],
+    from: usize,
+    to: usize,
+    c: usize,
+    #[comptime] width: usize,
+) -> f32 {
+    let mut w = f32::new(1.0);
+    for block in from..to {
+        w *= totals[block * width + c];
+    }
+    w
+}

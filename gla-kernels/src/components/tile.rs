@@ -1,4 +1,4 @@
-//! Loading tiles into shared memory, with what is out of bounds as zero (decay: one).
+//! Loading tiles into shared memory, with zeros for what is out of bounds.
 
 use cubecl::prelude::*;
 
@@ -226,20 +226,4 @@ pub fn pairs_tile(
         let from = comptime!(Source { dims, own_heads, width, rows: chunk, cols: SUB, units });
         Tile::at(rows.start, 0usize, rows.len, head, other * SUB, from)
     }
-}
-
-/// Product of the totals of the sub-chunks, or other groups of rows, `from..to` for channel `c` (`totals[block * width + c]`).
-#[cube]
-pub fn decay_between(
-    totals: &[f32],
-    from: usize,
-    to: usize,
-    c: usize,
-    #[comptime] width: usize,
-) -> f32 {
-    let mut w = f32::new(1.0);
-    for block in from..to {
-        w *= totals[block * width + c];
-    }
-    w
 }

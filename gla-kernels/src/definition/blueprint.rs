@@ -6,7 +6,7 @@ use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
 use crate::components::{PATCH, PATCH_ROWS, PITCH};
-use crate::{GlaError, Problem, scan};
+use crate::{GlaError, Problem, reduce, scan};
 
 /// Rows of a sub-chunk: the unit of secondary chunking. Decay is factored between sub-chunks and
 /// walked step by step inside one.
@@ -381,6 +381,7 @@ impl SplitBlueprint {
         }
         limits.check_units("scores", self.blocks() * self.chunk)?;
         limits.check_units("intra_grad", self.units())?;
+        limits.check_units("reduce", reduce::UNITS)?;
         limits.check_bindings(MAX_BINDINGS)
     }
 }

@@ -62,6 +62,12 @@ impl Launcher<'_, SplitBlueprint> {
         self.scratch(self.row_heads() * self.problem.dims.key_dim)
     }
 
+    /// Scratch for rows times their decay.
+    pub fn decayed_rows(&self, role: Role) -> Handle {
+        let heads = self.spec(role).x_heads();
+        self.scratch(self.problem.rows() * heads * self.problem.dims.key_dim)
+    }
+
     fn spec(&self, role: Role) -> StageSpec {
         StageSpec { dims: self.problem.dims, blueprint: self.blueprint, role }
     }

@@ -40,7 +40,8 @@ pub(crate) fn scratch(
     let dims = problem.dims;
     let chunks = problem.sequences.num_chunks(blueprint.chunk);
     let row_heads = problem.rows() * dims.heads;
-    let states = chunks.saturating_mul(dims.heads * dims.key_dim * dims.value_dim);
+    let states =
+        [dims.heads, dims.key_dim, dims.value_dim].into_iter().fold(chunks, usize::saturating_mul);
     let mut all = vec![
         ("the states between chunks", states, state_type(problem, limits).size()),
         ("the intra-chunk matrix [B, T, H, chunk]", row_heads.saturating_mul(blueprint.chunk), 4),
@@ -61,12 +62,12 @@ pub(crate) fn scratch(
 }
 
 /// Type of the states between chunks. They are sums of many terms: bf16 has their range, and its rounding stays within
-/// the tolerance of bf16 inputs; not so for the gradient of a fixed gate, one number that is left of many terms, nor
-/// where what does not fit may be cut off. In f16 a sum of many products could be infinite.
+/// the tolerance of bf16 inputs; not so for the gradient of a gate that decays all channels alike, one number that is
+/// left of many terms, nor where what does not fit may be cut off. In f16 a sum of many products could be infinite.
 pub(crate) fn state_type(problem: &Problem, limits: &DeviceLimits) -> ElemType {
     let brain = ElemType::Float(FloatKind::BF16);
-    let fixed = problem.dims.gate == GateKind::Fixed;
-    match problem.dtype == brain && limits.rounds_bf16 && !fixed {
+    let by_channel = matches!(problem.dims.gate, GateKind::None | GateKind::Vector);
+    match problem.dtype == brain && limits.rounds_bf16 && by_channel {
         true => brain,
         false => f32::elem_type_native(),
     }

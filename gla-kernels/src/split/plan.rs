@@ -15,7 +15,9 @@ pub(crate) fn forward(launcher: &Launcher<SplitBlueprint>, args: &ForwardArgs) {
     let (problem, dims) = (launcher.problem, launcher.problem.dims);
     let states = launcher.states_scratch();
     let a = launcher.scratch(launcher.row_heads() * launcher.blueprint.chunk);
-    let made = launcher.prepare([&args.q, &args.k], || [launcher.key_rows(), launcher.key_rows()]);
+    let made = launcher.prepare([&args.q, &args.k], || {
+        [Role::Query, Role::Key].map(|role| launcher.decayed_rows(role))
+    });
     let ends = (args.initial_state.as_ref(), Some(&args.final_state));
     launcher.states(Role::Key, &made, &args.v, ends, &states);
     launcher.scores(&args.q, &args.k, dims.key_dim, dims.gate.is_some(), &a);

@@ -238,22 +238,34 @@ impl Prepared {
     }
 }
 
-/// Uploads values in a type.
+/// The least byte but the first at which a tensor may begin in its buffer.
+pub fn least_offset(client: &Client) -> u64 {
+    match client.name().starts_with("wgpu") {
+        true => client.properties().memory.alignment.max(16),
+        false => 16,
+    }
+}
+
+/// Uploads values in a type, to where they may begin in a buffer that begins with NaN.
 pub fn upload(client: &Client, values: &[f64], dtype: RefDType) -> Handle {
-    match dtype {
+    let offset = least_offset(client);
+    let before = offset as usize / elem_type(dtype).size();
+    let all = std::iter::repeat_n(f64::NAN, before).chain(values.iter().copied());
+    let buffer = match dtype {
         RefDType::F32 => {
-            let x: Vec<f32> = values.iter().map(|&x| x as f32).collect();
+            let x: Vec<f32> = all.map(|x| x as f32).collect();
             client.create_from_slice(f32::as_bytes(&x))
         }
         RefDType::F16 => {
-            let x: Vec<f16> = values.iter().map(|&x| f16::from_f64(x)).collect();
+            let x: Vec<f16> = all.map(f16::from_f64).collect();
             client.create_from_slice(f16::as_bytes(&x))
         }
         RefDType::BF16 => {
-            let x: Vec<bf16> = values.iter().map(|&x| bf16::from_f64(x)).collect();
+            let x: Vec<bf16> = all.map(bf16::from_f64).collect();
             client.create_from_slice(bf16::as_bytes(&x))
         }
-    }
+    };
+    buffer.offset_start(offset)
 }
 
 /// A buffer full of NaN: what a kernel leaves unwritten shows.
