@@ -7,6 +7,7 @@ use cubecl::server::Handle;
 use crate::components::ChunkMapLaunch;
 use crate::definition::{Lines, Place};
 use crate::reduce::{self, Sum};
+use crate::row_gate::{self, RowGateSpec};
 use crate::{DeviceLimits, GateKind, Problem};
 
 /// Words that a buffer has at least: those of a vector.
@@ -23,6 +24,17 @@ pub(crate) struct Launcher<'a, B> {
     chunk: usize,
     gate: Handle,
     table: Handle,
+}
+
+/// What [`row_gate`] adds up, see there.
+pub(crate) struct RowSums<'a> {
+    /// Products of the rows of `q` and `dq`, of `k` and `dk`, and in how many shares.
+    pub dots: [&'a Handle; 2],
+    pub dot_shares: usize,
+    /// Products of the states, in how many shares, of how many numbers each a chunk and head.
+    pub products: (&'a Handle, usize, usize),
+    /// Decays of the chunks, from one to the next, and where in each that of the whole chunk is.
+    pub decays: (&'a Handle, usize, usize),
 }
 
 impl<'a, B> Launcher<'a, B> {
@@ -200,6 +212,43 @@ impl<'a, B> Launcher<'a, B> {
         let sums = self.scratch(pieces * heads);
         launch(x, rows, &sums, pieces, f32::elem_type_native());
         launch(&sums, pieces, out, 1, dtype);
+    }
+
+    /// Kernel `row_gate`, see [`row_gate`]: completes `dg [rows, H]` of a call with chunks.
+    pub fn row_gate(&self, sums: RowSums, dg: &Handle) {
+        let dims = self.problem.dims;
+        let tasks = self.lines.num_chunks * dims.heads;
+        if tasks == 0 {
+            return;
+        }
+        let RowSums { dots: [dots_q, dots_k], dot_shares, products, decays } = sums;
+        let spec = RowGateSpec {
+            heads: dims.heads,
+            chunk: self.chunk,
+            dot_shares,
+            product_shares: products.1,
+            products: products.2,
+            decay_stride: decays.1,
+            decay_at: decays.2,
+        };
+        // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
+        unsafe {
+            row_gate::gla_row_gate_kernel::launch_unchecked(
+                self.client,
+                cubes(tasks, &self.limits),
+                CubeDim::new_1d(self.chunk as u32),
+                arg(dots_q, dot_shares * self.row_heads()),
+                arg(dots_k, dot_shares * self.row_heads()),
+                arg(products.0, spec.product_shares * tasks * spec.products),
+                arg(decays.0, tasks * spec.decay_stride),
+                arg(dg, self.row_heads()),
+                self.map(),
+                self.problem.rows(),
+                self.lines.num_chunks,
+                tasks,
+                spec,
+            );
+        }
     }
 
     /// Sums a gate gradient `[rows, H, channels]` to the shape of the gate.

@@ -25,6 +25,7 @@ mod forward;
 mod launch;
 mod recurrent;
 mod reduce;
+mod row_gate;
 mod scan;
 mod select;
 mod split;

@@ -121,7 +121,10 @@ fn cases(ids: &[&str]) -> Vec<Case> {
 #[test]
 fn blueprints_agree() {
     for device in devices() {
-        let case = cases(&["vector-mixed-t70-k20-v33-h2-init-final"]);
+        let case = cases(&[
+            "vector-mixed-t70-k20-v33-h2-init-final",
+            "scalar-mixed-t70-k20-v33-h2-init-final",
+        ]);
         let f32 = RefDType::F32;
         let widths: &[usize] = if device.is_software() { &[16] } else { &[16, 32, 64] };
         for &chunk in widths {
@@ -337,7 +340,7 @@ fn no_steps() {
     }
 }
 
-/// The gate, and its gradient, in the type of the other inputs.
+/// The gate, and its gradient, in the type of the other inputs, and in half precision where they are not.
 #[test]
 fn half_gates() {
     for device in devices() {
@@ -352,6 +355,7 @@ fn half_gates() {
                 "fixed-ls1-b2-t65-k33-v20-h4-kv2-init-final",
             ]);
             check(device.name, &device.client, &few, dtype, dtype, Strategy::Inferred);
+            check(device.name, &device.client, &few[..2], RefDType::F32, dtype, Strategy::Inferred);
         }
     }
 }

@@ -203,7 +203,7 @@ impl CaseTensors {
         Self::with_gate_type(case, dtype, RefDType::F32, device)
     }
 
-    /// Puts a case on a device; `gate_dtype` is f32 or `dtype`.
+    /// Puts a case on a device, with the gate in a type of its own.
     pub fn with_gate_type(
         case: &Case,
         dtype: RefDType,
@@ -211,7 +211,7 @@ impl CaseTensors {
         device: &Device,
     ) -> Self {
         let mut inputs = case.inputs();
-        inputs.round_to(dtype, gate_dtype == dtype);
+        inputs.round_to(dtype, gate_dtype);
         let (mut d_o, d_final) = case.grads_in();
         dtype.round_all(&mut d_o);
         let (burn_type, gate_type) = (burn_type(dtype), burn_type(gate_dtype));

@@ -22,6 +22,11 @@ impl GateKind {
     pub fn is_some(self) -> bool {
         self != GateKind::None
     }
+
+    /// Whether it decays all key channels of a row alike.
+    pub fn by_row(self) -> bool {
+        matches!(self, GateKind::Fixed | GateKind::Scalar)
+    }
 }
 
 /// The static shape of a call: everything a kernel is compiled for.

@@ -105,14 +105,14 @@ impl RefDType {
 }
 
 impl RefInputs {
-    /// Rounds q, k and v to a precision, and the gate too if `with_gate`. The initial state stays:
-    /// it is f32 for every precision of the others.
-    pub fn round_to(&mut self, dtype: RefDType, with_gate: bool) {
+    /// Rounds q, k and v to a precision, and the gate to its own. The initial state stays: it is f32
+    /// for every precision of the others.
+    pub fn round_to(&mut self, dtype: RefDType, gate_dtype: RefDType) {
         dtype.round_all(&mut self.q);
         dtype.round_all(&mut self.k);
         dtype.round_all(&mut self.v);
-        if let (true, Some(gate)) = (with_gate, self.gate.values_mut()) {
-            dtype.round_all(gate);
+        if let Some(gate) = self.gate.values_mut() {
+            gate_dtype.round_all(gate);
         }
     }
 }
@@ -213,13 +213,15 @@ mod tests {
     }
 
     #[test]
-    fn round_to_spares_the_gate_unless_asked() {
+    fn round_to_gives_the_gate_its_own_precision() {
         let exact = Case::parse("scalar-ls1-t9-k5-v3-h2-init").unwrap().inputs();
         let mut inputs = exact.clone();
-        inputs.round_to(RefDType::BF16, false);
+        inputs.round_to(RefDType::BF16, RefDType::F32);
         assert_eq!((&inputs.gate, &inputs.initial_state), (&exact.gate, &exact.initial_state));
         assert!(inputs.q != exact.q && inputs.k != exact.k && inputs.v != exact.v);
-        inputs.round_to(RefDType::BF16, true);
+        let mut inputs = exact.clone();
+        inputs.round_to(RefDType::F32, RefDType::BF16);
+        assert_eq!((&inputs.q, &inputs.k, &inputs.v), (&exact.q, &exact.k, &exact.v));
         assert_ne!(inputs.gate, exact.gate);
     }
 }

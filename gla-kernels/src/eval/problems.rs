@@ -347,7 +347,7 @@ mod tests {
             assert_eq!(inputs, case.inputs());
             assert_eq!(case.grads_in(), case.grads_in());
             let mut rounded = inputs.clone();
-            rounded.round_to(RefDType::F32, true);
+            rounded.round_to(RefDType::F32, RefDType::F32);
             assert_eq!(inputs, rounded);
             assert!(inputs.gate.values().unwrap().iter().all(|&g| (-1e4..=0.0).contains(&g)));
         }

@@ -5,13 +5,10 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::combine::{self, ChunkDecays};
-use super::plan::KeyScratch;
 use super::stage::scales_in_half;
 use super::state_walk::StateSpec;
 use super::walk_spec::{Decay, Intra, ROWS_LEN, TOTAL, WalkShape, WalkSpec};
-use super::{
-    CHUNK, ChunkSpec, intra_grad, padded, part_type, prepare, row_gate, scores, state_walk, walk,
-};
+use super::{CHUNK, ChunkSpec, intra_grad, padded, part_type, prepare, scores, state_walk, walk};
 use crate::launch::{Launcher, arg, cubes, widest_vector};
 use crate::{Instruction, ScanBlueprint};
 
@@ -272,38 +269,6 @@ impl Launcher<'_, ScanBlueprint> {
             );
         }
         made
-    }
-
-    /// Kernel `row_gate`, see [`row_gate`].
-    pub fn row_gate(&self, made: &Prepared, left: &KeyScratch, walked: &WalkSpec) {
-        let heads = self.problem.dims.heads;
-        let tasks = self.lines.num_chunks * heads;
-        if tasks == 0 {
-            return;
-        }
-        let dots_len = walked.dot_shares() * self.row_heads();
-        let [dots_q, dots_k] = &left.dots;
-        // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
-        unsafe {
-            row_gate::gla_row_gate_kernel::launch_unchecked(
-                self.client,
-                cubes(tasks, &self.limits),
-                CubeDim::new_1d(row_gate::UNITS as u32),
-                arg(dots_q, dots_len),
-                arg(dots_k, dots_len),
-                arg(&left.products, walked.shares() * tasks * walked.padded),
-                self.decays(&made.decays),
-                arg(&made.dg, self.row_heads()),
-                self.map(),
-                self.problem.rows(),
-                self.lines.num_chunks,
-                tasks,
-                heads,
-                walked.padded,
-                walked.dot_shares(),
-                walked.shares(),
-            );
-        }
     }
 
     /// Kernel `prepare`, see [`prepare`].

@@ -10,7 +10,7 @@
 //! | [`state_walk`] | segment, head, part of the state | what a segment adds to a state, where sequences are long and few |
 //! | [`combine`] | sequence, head, key channel | the states between segments |
 //! | [`intra_grad`] | chunk and head | vector gate: the shares of `dq` and `dk` inside the chunk, and `dg` |
-//! | [`row_gate`] | chunk and head | other gates: `dg` |
+//! | [`crate::row_gate`] | chunk and head | other gates: `dg` |
 //! | [`crate::reduce`] | | head groups, parts, fixed gates |
 
 mod combine;
@@ -22,7 +22,6 @@ mod levels;
 mod outputs;
 mod plan;
 pub mod prepare;
-pub mod row_gate;
 pub mod scores;
 mod stage;
 pub mod state_walk;

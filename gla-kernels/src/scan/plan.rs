@@ -5,8 +5,8 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::launch::{Prepared, Walk};
-use super::walk_spec::{Decay, WalkSpec};
-use crate::launch::Launcher;
+use super::walk_spec::{Decay, ROWS_LEN, TOTAL, WalkSpec};
+use crate::launch::{Launcher, RowSums};
 use crate::{BackwardArgs, ForwardArgs, ScanBlueprint};
 
 /// 1. `prepare` (vector gate) or `scores`. 2. The `o` walk, after the states between segments if there
@@ -106,7 +106,14 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
             launcher.sum_shares(outs[0], &args.dq, dims.heads, dims.key_dim, keys.parts);
             launcher.sum_shares(outs[1], &args.dk, dims.kv_heads, dims.key_dim, keys.parts);
             if let (Decay::Rows, Some(dgate)) = (decay, &args.dgate) {
-                launcher.row_gate(&made, &scratch, &keys);
+                let [dots_q, dots_k] = &scratch.dots;
+                let sums = RowSums {
+                    dots: [dots_q, dots_k],
+                    dot_shares: keys.dot_shares(),
+                    products: (&scratch.products, keys.shares(), keys.padded),
+                    decays: (&made.decays, ROWS_LEN, TOTAL),
+                };
+                launcher.row_gate(sums, &made.dg);
                 launcher.gate_gradient(&made.dg, dgate, 1);
             }
         }

@@ -19,6 +19,10 @@
 //!      + sum P over s < t <= r, both in a                            (Query)
 //! ```
 //!
+//! Where a gate decays all channels alike, `dA` has the decay already, as without a gate there is none: one product.
+//! Of `dg` only the rows' sums are formed, `q_r . dq_r^state` and `k_s . dk_s^state`, for kernel `row_gate`; `scores`
+//! has the rest.
+//!
 //! A cube owns all rows of one chunk and `cols` key channels of one head; a unit owns 16 rows (one
 //! sub-chunk) of one channel and walks them in registers.
 
@@ -26,16 +30,16 @@ use cubecl::prelude::*;
 
 use super::StageSpec;
 use super::place::{Column, Part, scale_to_edge};
-use crate::SUB;
 use crate::components::{
     ChunkMap, Layout, PITCH, Role, TILE_ALIGN, contract, decay_between, pairs_tile, scale_all,
     step_chunk, zeros,
 };
+use crate::{GateKind, SUB};
 
 /// * `q`: `[rows, H, K]`, `k`: `[rows, Hk, K]`
 /// * `da`: `[rows, H, chunk]`
 /// * `dx`: in and out, `[rows, H, K]` f32: the share through the state, then all of it
-/// * `dg`: in and out, `[rows, H, K]` f32, with a gate
+/// * `dg`: in and out, `[rows, H, K]` f32, with a vector gate; out, `[tiles, rows, H]`, where channels decay alike
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
@@ -46,6 +50,7 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
     dx: &mut [f32],
     dg: &mut [f32],
     map: ChunkMap,
+    num_rows: usize,
     tasks: usize,
     #[comptime] spec: StageSpec,
     #[define(E, G)] _dtypes: [ElemType; 2],
@@ -56,7 +61,8 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
     let cols = comptime!(spec.blueprint.cols);
     let units = comptime!(spec.blueprint.units());
     let is_key = comptime!(spec.role == Role::Key);
-    let gated = comptime!(dims.gate.is_some());
+    let gated = comptime!(dims.gate == GateKind::Vector);
+    let by_row = comptime!(dims.gate.by_row());
 
     let task = CUBE_POS;
     if task >= tasks {
@@ -78,20 +84,25 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
     // own rows of q, k and decay; out of bounds they are 0, 0 and 1
     let qr = column.read::<E>(q, dims.heads);
     let kr = if is_key { zeros(SUB) } else { column.read::<E>(k, dims.kv_heads) };
-    let wr = column.decays::<G>(gate);
+    let mut wr = zeros(SUB);
+    if gated {
+        wr = column.decays::<G>(gate);
+    }
     let mut scaled = zeros(SUB);
     #[unroll]
     for r in 0..SUB {
         scaled[r] = if is_key { qr[r] } else { kr[r] };
     }
-    totals[block * cols + col] = scale_to_edge(&mut scaled, &wr, comptime!(!is_key));
+    if gated {
+        totals[block * cols + col] = scale_to_edge(&mut scaled, &wr, comptime!(!is_key));
+    }
     #[unroll]
     for r in 0..SUB {
         partner[(block * SUB + r) * cols + col] = scaled[r];
     }
 
-    // pairs between sub-chunks, nearest last: decay every step towards the own sub-chunk. Without a gate that is
-    // like the others: `dA` is zero where a row does not reach.
+    // pairs between sub-chunks, nearest last: decay every step towards the own sub-chunk. Without decays of channels
+    // that is like the others: `dA` is zero where a row does not reach.
     let steps = comptime!(if gated { blocks - 1 } else { blocks });
     let own_pairs = block * comptime!(SUB * PITCH);
     let mut acc = zeros(SUB);
@@ -144,7 +155,9 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
     }
 
     // decay to the own rows
-    scale_to_edge(&mut acc, &wr, is_key);
+    if gated {
+        scale_to_edge(&mut acc, &wr, is_key);
+    }
 
     // pairs inside the own sub-chunk
     let mut near = zeros(SUB);
@@ -174,8 +187,20 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
         if column.has(r) {
             dx[column.at(r, dims.heads)] = through + near[r];
         }
-        own[r] = ends[r] * through;
-        state_sum += ends[r] * from_state[r];
+        if by_row {
+            partner[(block * SUB + r) * cols + col] = ends[r] * from_state[r];
+        } else {
+            own[r] = ends[r] * through;
+            state_sum += ends[r] * from_state[r];
+        }
+    }
+
+    if by_row {
+        let sum = sum_rows(&partner, &mut sums, unit, chunk_len, cols);
+        if unit < rows.len {
+            let tile = part.col0 / cols;
+            dg[(tile * num_rows + rows.start + unit) * dims.heads + head] = sum;
+        }
     }
 
     if gated {
@@ -270,4 +295,31 @@ fn pairs_of_queries(
             near[t] += pairs[at + m * PITCH + t] * k[m];
         }
     }
+}
+
+/// The sum of the row of `tile [chunk, cols]` that is the unit's number; `partial [units]` is overwritten.
+#[cube]
+fn sum_rows(
+    tile: &[f32],
+    partial: &mut [f32],
+    unit: usize,
+    #[comptime] chunk_len: usize,
+    #[comptime] cols: usize,
+) -> f32 {
+    sync_cube();
+    // each unit sums 16 columns, neighbouring rows from different ones on
+    let (row, group) = (unit % chunk_len, unit / chunk_len);
+    let mut sum = f32::new(0.0);
+    for n in 0..SUB {
+        sum += tile[row * cols + group * SUB + (n + row) % SUB];
+    }
+    partial[unit] = sum;
+    sync_cube();
+    let mut sum = f32::new(0.0);
+    if unit < chunk_len {
+        for group in 0..comptime!(cols / SUB) {
+            sum += partial[group * chunk_len + unit];
+        }
+    }
+    sum
 }

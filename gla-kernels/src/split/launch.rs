@@ -7,7 +7,7 @@ use cubecl::server::Handle;
 use super::StageSpec;
 use crate::SplitBlueprint;
 use crate::components::Role;
-use crate::launch::{Launcher, arg, cubes, widest_vector};
+use crate::launch::{Launcher, RowSums, arg, cubes, widest_vector};
 
 /// Elements of a vector of an intra-chunk matrix, whose rows are a chunk long.
 const PAIRS: usize = 4;
@@ -35,7 +35,78 @@ impl Prepared {
     }
 }
 
+/// Where the stages gather the gate's gradient.
+#[allow(clippy::large_enum_variant)] // one a call
+pub(crate) enum GateGrad {
+    /// There is no gate.
+    None,
+    /// Of a gate per channel: `[rows, H, K]`, to which each adds.
+    Channels {
+        dg: Handle,
+        /// Whether that is the gate's gradient itself.
+        in_place: bool,
+    },
+    /// Of one that decays channels alike: what [`crate::row_gate`] adds up.
+    Rows {
+        /// `[rows, H]`
+        dg: Handle,
+        /// Of queries and of keys, `[tiles, rows, H]`.
+        dots: [Handle; 2],
+        /// Of the states, `[chunks, H, tiles]`.
+        products: Handle,
+    },
+}
+
 impl Launcher<'_, SplitBlueprint> {
+    /// Scratch for the gate's gradient, or that itself.
+    pub fn gate_grad(&self, dgate: Option<&Handle>) -> GateGrad {
+        let (dims, f32_type) = (self.problem.dims, f32::elem_type_native());
+        let in_place = dims.heads == dims.kv_heads && self.problem.gate_dtype == f32_type;
+        match dgate {
+            None => GateGrad::None,
+            Some(_) if dims.gate.by_row() => GateGrad::Rows {
+                dg: self.scratch(self.row_heads()),
+                dots: [0; 2].map(|_| self.scratch(self.dots_len())),
+                products: self.scratch(self.key_tasks()),
+            },
+            Some(dgate) => GateGrad::Channels {
+                dg: if in_place { dgate.clone() } else { self.key_rows() },
+                in_place,
+            },
+        }
+    }
+
+    /// Tiles of the key channels of a head.
+    fn key_tiles(&self) -> usize {
+        self.problem.dims.key_dim.div_ceil(self.blueprint.cols)
+    }
+
+    /// Elements of the products of rows of all tiles.
+    fn dots_len(&self) -> usize {
+        self.key_tiles() * self.row_heads()
+    }
+
+    /// Completes the gate's gradient, in the shape of the gate.
+    pub fn finish_gate_grad(&self, gate_grad: &GateGrad, made: &Prepared, dgate: &Handle) {
+        let dims = self.problem.dims;
+        match gate_grad {
+            GateGrad::None | GateGrad::Channels { in_place: true, .. } => {}
+            GateGrad::Channels { dg, .. } => self.gate_gradient(dg, dgate, dims.key_dim),
+            GateGrad::Rows { dg, dots: [queries, keys], products } => {
+                if let Some(decays) = &made.decays {
+                    let sums = RowSums {
+                        dots: [queries, keys],
+                        dot_shares: self.key_tiles(),
+                        products: (products, 1, self.key_tiles()),
+                        decays: (decays, dims.key_dim, 0),
+                    };
+                    self.row_gate(sums, dg);
+                }
+                self.gate_gradient(dg, dgate, 1);
+            }
+        }
+    }
+
     /// Elements of the states between chunks.
     fn states_len(&self) -> usize {
         let dims = self.problem.dims;
@@ -75,7 +146,7 @@ impl Launcher<'_, SplitBlueprint> {
     /// Cubes of stages that own a chunk's rows of some key channels of a head.
     fn key_tasks(&self) -> usize {
         let dims = self.problem.dims;
-        self.lines.num_chunks * dims.heads * dims.key_dim.div_ceil(self.blueprint.cols)
+        self.lines.num_chunks * dims.heads * self.key_tiles()
     }
 
     fn patch_dim(&self) -> CubeDim {
@@ -202,8 +273,32 @@ impl Launcher<'_, SplitBlueprint> {
         }
     }
 
-    /// Stage `scores`, see [`super::scores`]: `A` with the decay, or `dA` without.
-    pub fn scores(&self, q: &Handle, k: &Handle, width: usize, gated: bool, a: &Handle) {
+    /// Stage `scores`, see [`super::scores`]: `A`.
+    pub fn scores(&self, q: &Handle, k: &Handle, a: &Handle) {
+        let dims = self.problem.dims;
+        self.products(q, k, dims.key_dim, dims.gate.is_some(), a, None);
+    }
+
+    /// The same for `dA`, in the place of `A`.
+    pub fn score_grads(&self, d_o: &Handle, v: &Handle, a: &Handle, gate_grad: &GateGrad) {
+        let dims = self.problem.dims;
+        let straddling = match gate_grad {
+            GateGrad::Rows { dg, .. } => Some(dg),
+            GateGrad::None | GateGrad::Channels { .. } => None,
+        };
+        self.products(d_o, v, dims.value_dim, dims.gate.by_row(), a, straddling);
+    }
+
+    /// `straddling`: where to leave the share of the pairs in the gate's gradient.
+    fn products(
+        &self,
+        q: &Handle,
+        k: &Handle,
+        width: usize,
+        decays: bool,
+        a: &Handle,
+        straddling: Option<&Handle>,
+    ) {
         let tasks = self.lines.num_chunks * self.problem.dims.heads;
         if tasks == 0 {
             return;
@@ -220,12 +315,14 @@ impl Launcher<'_, SplitBlueprint> {
                 arg(k, self.problem.rows() * self.problem.dims.kv_heads * width / size),
                 self.gate(),
                 arg(a, self.row_heads() * self.blueprint.chunk),
+                self.arg_or_nothing(straddling, self.row_heads()),
                 self.map(),
                 tasks,
                 self.problem.scale,
                 self.spec(Role::Query),
                 width,
-                gated,
+                decays,
+                straddling.is_some(),
                 self.types(),
             );
         }
@@ -278,7 +375,7 @@ impl Launcher<'_, SplitBlueprint> {
         y: &Handle,
         [states, others]: [&Handle; 2],
         dx: &Handle,
-        dg: Option<&Handle>,
+        gate_grad: &GateGrad,
     ) {
         let dims = self.problem.dims;
         let tasks = self.key_tasks();
@@ -288,6 +385,11 @@ impl Launcher<'_, SplitBlueprint> {
         let rows = self.problem.rows();
         let own_heads = role.heads(dims);
         let (key, value) = self.vectors();
+        let (dg, dg_len, dg_vector) = match gate_grad {
+            GateGrad::None => (None, 0, 1),
+            GateGrad::Channels { dg, .. } => (Some(dg), self.row_heads() * dims.key_dim / key, key),
+            GateGrad::Rows { products, .. } => (Some(products), tasks, 1),
+        };
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
             super::project::gla_project_kernel::launch_unchecked(
@@ -296,12 +398,13 @@ impl Launcher<'_, SplitBlueprint> {
                 self.patch_dim(),
                 key,
                 value,
+                dg_vector,
                 arg(y, rows * own_heads * dims.value_dim / value),
                 self.gate(),
                 arg(states, self.states_len() / value),
                 arg(others, self.states_len() / value),
                 arg(dx, self.row_heads() * dims.key_dim / key),
-                self.arg_or_nothing(dg, self.row_heads() * dims.key_dim / key),
+                self.arg_or_nothing(dg, dg_len),
                 self.map(),
                 tasks,
                 self.problem.scale,
@@ -318,13 +421,20 @@ impl Launcher<'_, SplitBlueprint> {
         [q, k]: [&Handle; 2],
         da: &Handle,
         dx: &Handle,
-        dg: Option<&Handle>,
+        gate_grad: &GateGrad,
     ) {
         let dims = self.problem.dims;
         let tasks = self.key_tasks();
         if tasks == 0 {
             return;
         }
+        let (dg, dg_len) = match gate_grad {
+            GateGrad::None => (None, 0),
+            GateGrad::Channels { dg, .. } => (Some(dg), self.row_heads() * dims.key_dim),
+            GateGrad::Rows { dots: [queries, keys], .. } => {
+                (Some(if role == Role::Query { queries } else { keys }), self.dots_len())
+            }
+        };
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
             super::intra_grad::gla_intra_grad_kernel::launch_unchecked(
@@ -337,8 +447,9 @@ impl Launcher<'_, SplitBlueprint> {
                 self.gate(),
                 arg(da, self.row_heads() * self.blueprint.chunk / PAIRS),
                 arg(dx, self.row_heads() * dims.key_dim),
-                self.arg_or_nothing(dg, self.row_heads() * dims.key_dim),
+                self.arg_or_nothing(dg, dg_len),
                 self.map(),
+                self.problem.rows(),
                 tasks,
                 self.spec(role),
                 self.types(),

@@ -6,10 +6,11 @@
 //! | [`prepare`], with a gate | `q_t * W[t, 0]` | `k_s * W[L, s]` |
 //! | [`chunk_state`] | what each chunk adds to the state's gradient | what each adds to the state |
 //! | [`state_passing`] | gradients of the state at chunk ends, `dh0` | states at chunk starts, final state |
-//! | [`scores`] | `A = scale q k^T` with decay, or `dA = scale do v^T` without | |
+//! | [`scores`] | `A = scale q k^T` with decay; `dA = scale do v^T`, with it if it decays channels alike | |
 //! | [`output`] | `o` from those rows, the states, `A`, `v` | `dv` from those rows, the state gradients, `A^T`, `do` |
 //! | [`project`] | share of `dq` from the state | share of `dk` from the state gradient; starts `dg` |
 //! | [`intra_grad`] | rest of `dq` from `dA`; adds to `dg` | rest of `dk`; adds to `dg` |
+//! | [`crate::row_gate`] | `dg` of a gate that decays channels alike | |
 
 pub mod chunk_state;
 pub mod intra_grad;
@@ -66,8 +67,8 @@ pub(crate) fn scratch(
 /// left of many terms, nor where what does not fit may be cut off. In f16 a sum of many products could be infinite.
 pub(crate) fn state_type(problem: &Problem, limits: &DeviceLimits) -> ElemType {
     let brain = ElemType::Float(FloatKind::BF16);
-    let by_channel = matches!(problem.dims.gate, GateKind::None | GateKind::Vector);
-    match problem.dtype == brain && limits.rounds_bf16 && by_channel {
+    let by_row = problem.dims.gate.by_row();
+    match problem.dtype == brain && limits.rounds_bf16 && !by_row {
         true => brain,
         false => f32::elem_type_native(),
     }

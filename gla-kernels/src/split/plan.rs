@@ -5,14 +5,14 @@ use cubecl::prelude::*;
 use crate::components::Role;
 use crate::launch::Launcher;
 use crate::reduce::Sum;
-use crate::{BackwardArgs, ForwardArgs, GateKind, SplitBlueprint};
+use crate::{BackwardArgs, ForwardArgs, SplitBlueprint};
 
 /// 1. `prepare`: rows times their decay to the edges of their chunks, and the decays of the chunks.
 /// 2. `chunk_state` and `state_passing` (Key): the state at the start of every chunk, and the final state.
 /// 3. `scores`: the intra-chunk matrix `A`. Independent of 1 and 2.
 /// 4. `output` (Query): `o` from all of them.
 pub(crate) fn forward(launcher: &Launcher<SplitBlueprint>, args: &ForwardArgs) {
-    let (problem, dims) = (launcher.problem, launcher.problem.dims);
+    let problem = launcher.problem;
     let states = launcher.states_scratch();
     let a = launcher.scratch(launcher.row_heads() * launcher.blueprint.chunk);
     let made = launcher.prepare([&args.q, &args.k], || {
@@ -20,7 +20,7 @@ pub(crate) fn forward(launcher: &Launcher<SplitBlueprint>, args: &ForwardArgs) {
     });
     let ends = (args.initial_state.as_ref(), Some(&args.final_state));
     launcher.states(Role::Key, &made, &args.v, ends, &states);
-    launcher.scores(&args.q, &args.k, dims.key_dim, dims.gate.is_some(), &a);
+    launcher.scores(&args.q, &args.k, &a);
     launcher.output(Role::Query, &made, &args.v, [&states, &a], (&args.o, problem.dtype));
 }
 
@@ -32,8 +32,9 @@ pub(crate) fn forward(launcher: &Launcher<SplitBlueprint>, args: &ForwardArgs) {
 /// 4. `scores`: `A` again; 5. `output` (Key): `dv`.
 /// 6. `scores`: `dA`.
 /// 7. `project` (Query, Key): the shares of `dq` and `dk` through the state; `dg` starts.
-/// 8. `intra_grad` (Query, Key): the shares inside a chunk; `dg` is complete.
-/// 9. `reduce`: head groups, scalar and fixed gates, casts.
+/// 8. `intra_grad` (Query, Key): the shares inside a chunk; `dg` of a vector gate is complete.
+/// 9. `row_gate`: that of a scalar or fixed one.
+/// 10. `reduce`: head groups, all rows of a fixed gate, casts.
 pub(crate) fn backward(launcher: &Launcher<SplitBlueprint>, args: &BackwardArgs) {
     let (problem, dims) = (launcher.problem, launcher.problem.dims);
     let f32_type = f32::elem_type_native();
@@ -52,22 +53,19 @@ pub(crate) fn backward(launcher: &Launcher<SplitBlueprint>, args: &BackwardArgs)
     launcher.states(Role::Query, &made, d_o, ends, &d_states);
 
     let pairs = launcher.scratch(launcher.row_heads() * launcher.blueprint.chunk);
-    launcher.scores(q, k, dims.key_dim, dims.gate.is_some(), &pairs);
+    launcher.scores(q, k, &pairs);
     let (dv, dv_type) = launcher.shares(&args.dv, dims.kv_heads, dims.value_dim, 1, f32_type);
     launcher.output(Role::Key, &made, d_o, [&d_states, &pairs], (&dv, dv_type));
     launcher.sum_shares((&dv, dv_type), &args.dv, dims.kv_heads, dims.value_dim, 1);
 
     // `A` is used up: its buffer takes `dA`
-    launcher.scores(d_o, v, dims.value_dim, false, &pairs);
+    let gate_grad = launcher.gate_grad(args.dgate.as_ref());
+    launcher.score_grads(d_o, v, &pairs, &gate_grad);
 
-    let vector = dims.gate == GateKind::Vector && group == 1 && problem.gate_dtype == f32_type;
-    let dg =
-        args.dgate.as_ref().map(|dgate| if vector { dgate.clone() } else { launcher.key_rows() });
-    let dg = dg.as_ref();
-    launcher.project(Role::Query, d_o, [&states, &states], &dq, dg);
-    launcher.project(Role::Key, v, [&d_states, &states], &dk, dg);
-    launcher.intra_grad(Role::Query, [q, k], &pairs, &dq, dg);
-    launcher.intra_grad(Role::Key, [q, k], &pairs, &dk, dg);
+    launcher.project(Role::Query, d_o, [&states, &states], &dq, &gate_grad);
+    launcher.project(Role::Key, v, [&d_states, &states], &dk, &gate_grad);
+    launcher.intra_grad(Role::Query, [q, k], &pairs, &dq, &gate_grad);
+    launcher.intra_grad(Role::Key, [q, k], &pairs, &dk, &gate_grad);
 
     let keys = |group| Sum { parts: 1, group, width: dims.key_dim, inner: 1 };
     if !in_place {
@@ -76,7 +74,7 @@ pub(crate) fn backward(launcher: &Launcher<SplitBlueprint>, args: &BackwardArgs)
     if !in_place || group > 1 {
         launcher.reduce_heads(&dk, &args.dk, keys(group), [f32_type, problem.dtype]);
     }
-    if let (Some(dgate), Some(dg), false) = (&args.dgate, dg, vector) {
-        launcher.gate_gradient(dg, dgate, dims.key_dim);
+    if let Some(dgate) = &args.dgate {
+        launcher.finish_gate_grad(&gate_grad, &made, dgate);
     }
 }

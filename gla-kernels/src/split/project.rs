@@ -2,7 +2,8 @@
 //!
 //! `Role::Query`: `dq_t = scale W[t, 0] * (S do_t)`.
 //! `Role::Key`: `dk_s = W[L, s] * (E v_s)`, and the start of the gate's gradient,
-//! `dg_t = W[L, 0] * sum_j S[., j] E[., j]` in every row of the chunk.
+//! `dg_t = W[L, 0] * sum_j S[., j] E[., j]` in every row of the chunk; of a gate that decays channels alike
+//! `sum S E` over all of the cube, without the decay.
 //!
 //! A cube owns all rows of one chunk and `cols` key channels of one head; a unit owns a patch
 //! of them.
@@ -20,16 +21,16 @@ use crate::components::{
 /// * `y`: `do [rows, H, V]` (Query) or `v [rows, Hk, V]` (Key)
 /// * `states`: the state at the start of each chunk (Query) or its gradient at the end (Key)
 /// * `others`: the state at the start of each chunk; read by Key with a gate
-/// * `dx`: out, `[rows, H, K]` f32; `dg`: out, `[rows, H, K]` f32, written by Key with a gate
+/// * `dx`: out, `[rows, H, K]` f32; `dg`: out, written by Key with a gate: `[rows, H, K]`, or a number a task
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn gla_project_kernel<E: Float, G: Float, S: Float, K: Size, V: Size>(
+pub(crate) fn gla_project_kernel<E: Float, G: Float, S: Float, K: Size, V: Size, D: Size>(
     y: &[Vector<E, V>],
     gate: &[G],
     states: &[Vector<S, V>],
     others: &[Vector<S, V>],
     dx: &mut [Vector<f32, K>],
-    dg: &mut [Vector<f32, K>],
+    dg: &mut [Vector<f32, D>],
     map: ChunkMap,
     tasks: usize,
     scale: f32,
@@ -45,6 +46,7 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float, S: Float, K: Size, V: Size>
     let units = comptime!(spec.blueprint.patch_units());
     let is_key = comptime!(spec.role == Role::Key);
     let gated = comptime!(dims.gate.is_some());
+    let by_row = comptime!(dims.gate.by_row());
     let own_heads = comptime!(spec.role.heads(dims));
     let from_y = comptime!(spec.source(own_heads, value_dim, chunk_len, SUB));
     let from_states = comptime!(spec.source(1, value_dim, cols, SUB));
@@ -153,7 +155,7 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float, S: Float, K: Size, V: Size>
                 acc[r * PATCH_COLS + c] *= outside;
             }
         }
-        if is_key {
+        if is_key && !by_row {
             for col in range_stepped(unit, cols, units) {
                 through[col] *= decay_between(&totals, 0, groups, col, cols);
             }
@@ -167,7 +169,17 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float, S: Float, K: Size, V: Size>
     let at = (rows.start * dims.heads + head) * key_dim + i0;
     let stride = comptime!(dims.heads * key_dim);
     patch.store(&acc, dx, at, rows.len, key_dim - i0, stride);
-    if overlaps {
+    if overlaps && by_row {
+        // a barrier lies between
+        if unit == 0 {
+            let mut sum = f32::new(0.0);
+            #[unroll]
+            for col in 0..cols {
+                sum += through[col];
+            }
+            dg[task] = Vector::new(sum);
+        }
+    } else if overlaps {
         // equal for all rows
         #[unroll]
         for at in 0..PATCH {

@@ -1,7 +1,9 @@
 //! Stage `scores`: the intra-chunk matrix.
 //!
 //! `A[t, s] = scale * sum_i q_t[i] k_s[i] exp(g_{s+1}[i] + .. + g_t[i])` for `s <= t` in one chunk,
-//! zero above the diagonal. Without a gate and with `q = do`, `k = v` it is the gradient `dA`.
+//! zero above the diagonal. Without a gate and with `q = do`, `k = v` it is the gradient `dA`; where all channels have
+//! one decay, it goes into `dA` too, and what the pairs of the chunk have in the gate's gradient is summed here:
+//! `dg_t = sum of A[r, s] do_r . v_s over s < t <= r`.
 //!
 //! A cube owns one chunk of one head; a unit owns 16 rows of one column. Where channels differ in their decay, it is
 //! factored between sub-chunks into the query's from its sub-chunk's start, the key's to its sub-chunk's end, and the
@@ -12,12 +14,14 @@ use cubecl::prelude::*;
 
 use super::StageSpec;
 use crate::components::{
-    ChunkMap, ChunkRows, Layout, PITCH, Source, TILE_ALIGN, Tile, decay_or_one, left_at, zeros,
+    ChunkMap, ChunkRows, Layout, PITCH, Source, TILE_ALIGN, Tile, decay_or_one, left_at,
+    read_or_zero, zeros,
 };
 use crate::{GateKind, SUB};
 
 /// * `q`: `[rows, H, width]`, `k`: `[rows, Hk, width]`
-/// * `a`: out, `[rows, H, chunk]`
+/// * `a`: out, `[rows, H, chunk]`; in as well, `A`, if it `straddles`
+/// * `dg`: out, `[rows, H]`, if it `straddles`
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn gla_scores_kernel<E: Float, G: Float, W: Size>(
@@ -25,12 +29,14 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float, W: Size>(
     k: &[Vector<E, W>],
     gate: &[G],
     a: &mut [f32],
+    dg: &mut [f32],
     map: ChunkMap,
     tasks: usize,
     scale: f32,
     #[comptime] spec: StageSpec,
     #[comptime] width: usize,
     #[comptime] has_decay: bool,
+    #[comptime] straddles: bool,
     #[define(E, G)] _dtypes: [ElemType; 2],
 ) {
     let dims = comptime!(spec.dims);
@@ -41,7 +47,7 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float, W: Size>(
         comptime!(Source { dims, own_heads: dims.heads, width, rows: chunk_len, cols: SUB, units });
     let from_k = comptime!(Source { own_heads: dims.kv_heads, ..from_q });
     let by_channel = comptime!(has_decay && dims.gate == GateKind::Vector);
-    let by_row = comptime!(has_decay && dims.gate.is_some() && !by_channel);
+    let by_row = comptime!(has_decay && dims.gate.by_row());
 
     let task = CUBE_POS;
     if task >= tasks {
@@ -151,6 +157,22 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float, W: Size>(
         }
     }
 
+    if straddles {
+        // of each pair; `A` is zero above the diagonal
+        let mut terms = zeros(SUB);
+        #[unroll]
+        for r in 0..SUB {
+            let t = block_t * SUB + r;
+            let at = ((rows.start + t) * dims.heads + head) * chunk_len + s;
+            terms[r] = acc[r] * read_or_zero::<f32>(&*a, at, t < rows.len);
+        }
+        straddling(&mut terms, &mut decays, unit, chunk_len);
+        let sum = sum_columns(&terms, &mut qs, &mut ks, unit, chunk_len);
+        if unit < rows.len {
+            dg[(rows.start + unit) * dims.heads + head] = sum;
+        }
+    }
+
     if by_row {
         let mut w = f32::new(1.0);
         for row in s + 1..block_t * SUB {
@@ -228,4 +250,78 @@ fn scale_to_edges(
             }
         }
     }
+}
+
+/// Of the terms `P[r, s]` of a unit's 16 rows and column, what its column adds to each of these rows `t`:
+/// `sum over r >= t of P[r, s]` where `s < t`, of the whole chunk. Sums only what has the decay of row `t`.
+///
+/// * `shared`: behind its first row, `[blocks, chunk]` numbers are overwritten.
+#[cube]
+fn straddling(
+    terms: &mut Array<f32>,
+    shared: &mut [f32],
+    unit: usize,
+    #[comptime] chunk_len: usize,
+) {
+    let blocks = comptime!(chunk_len / SUB);
+    let (block, s) = (unit / chunk_len, unit % chunk_len);
+    let mut sum = f32::new(0.0);
+    #[unroll]
+    for r in 0..SUB {
+        sum += terms[r];
+    }
+    shared[chunk_len + unit] = sum;
+    sync_cube();
+    let mut running = f32::new(0.0);
+    for later in block + 1..blocks {
+        running += shared[chunk_len + later * chunk_len + s];
+    }
+    #[unroll]
+    for walk in 0..SUB {
+        let r = comptime!(SUB - 1 - walk);
+        running += terms[r];
+        terms[r] = select(s < block * SUB + r, running, f32::new(0.0));
+    }
+}
+
+/// The sum over all columns of the row of the chunk that is the unit's number, of 16 rows of a column a unit.
+///
+/// * `tile`: overwritten, `[chunk, PITCH]`; `partial`: overwritten, `[blocks, blocks^2, 16]`
+#[cube]
+fn sum_columns(
+    own: &Array<f32>,
+    tile: &mut [f32],
+    partial: &mut [f32],
+    unit: usize,
+    #[comptime] chunk_len: usize,
+) -> f32 {
+    let blocks = comptime!(chunk_len / SUB);
+    // each sums some columns of one row
+    let groups = comptime!(blocks * blocks);
+    let each = comptime!(chunk_len / groups);
+    let (block, s) = (unit / chunk_len, unit % chunk_len);
+    let (group, row) = (unit / SUB, unit % SUB);
+    for turn in 0..blocks {
+        if block == turn {
+            #[unroll]
+            for r in 0..SUB {
+                tile[s * PITCH + r] = own[r];
+            }
+        }
+        sync_cube();
+        let mut sum = f32::new(0.0);
+        #[unroll]
+        for n in 0..each {
+            sum += tile[(group * each + n) * PITCH + row];
+        }
+        partial[(turn * groups + group) * SUB + row] = sum;
+        sync_cube();
+    }
+    let mut sum = f32::new(0.0);
+    if unit < chunk_len {
+        for group in 0..groups {
+            sum += partial[(unit / SUB * groups + group) * SUB + row];
+        }
+    }
+    sum
 }

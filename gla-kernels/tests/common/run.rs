@@ -52,10 +52,10 @@ impl Prepared {
         Self::with_gate(case, dtype, RefDType::F32)
     }
 
-    /// With a gate in f32 or in the type of the other inputs.
+    /// With a gate in a type of its own.
     pub fn with_gate(case: &Case, dtype: RefDType, gate_dtype: RefDType) -> Self {
         let mut inputs = case.inputs();
-        inputs.round_to(dtype, gate_dtype != RefDType::F32);
+        inputs.round_to(dtype, gate_dtype);
         let (mut d_o, d_final) = case.grads_in();
         dtype.round_all(&mut d_o);
         let gate = match case.gate {
@@ -215,6 +215,8 @@ impl Prepared {
         errors: &mut Vec<String>,
     ) {
         let (_, tol_grad) = tolerances(self.dtype);
+        // it is in the gate's own type
+        let tol_gate = tol_grad.max(tolerances(self.gate_dtype).1);
         match self.backward(client, strategy) {
             Ok(Gradients { grads, dgate }) => {
                 let reference = eval::backward(&self.inputs, &self.d_o, self.d_final.as_deref());
@@ -226,7 +228,7 @@ impl Prepared {
                 match (reference.dgate, dgate) {
                     (Some(expected), Some(got)) => {
                         errors.extend(
-                            eval::check("dgate", &expected, &got, tol_grad, abs_floor).err(),
+                            eval::check("dgate", &expected, &got, tol_gate, abs_floor).err(),
                         );
                     }
                     (None, None) => {}
