@@ -32,9 +32,13 @@ pub(crate) struct RowSums<'a> {
     pub dots: [&'a Handle; 2],
     pub dot_shares: usize,
     /// Products of the states, in how many shares, of how many numbers each a chunk and head.
-    pub products: (&'a Handle, usize, usize),
+    pub products: &'a Handle,
+    pub product_shares: usize,
+    pub product_len: usize,
     /// Decays of the chunks, from one to the next, and where in each that of the whole chunk is.
-    pub decays: (&'a Handle, usize, usize),
+    pub decays: &'a Handle,
+    pub decay_stride: usize,
+    pub decay_at: usize,
 }
 
 impl<'a, B> Launcher<'a, B> {
@@ -156,18 +160,18 @@ impl<'a, B> Launcher<'a, B> {
     ) {
         let group = self.problem.dims.heads / own_heads;
         if parts * group > 1 {
-            let sum = Sum { parts, group, width, inner: 1 };
+            let sum = Sum { parts, group, width };
             self.reduce_heads(written, out, sum, [written_type, self.problem.dtype]);
         }
     }
 
-    /// Stage `reduce` over parts, the heads of a group and inner channels, from one type to another.
+    /// Stage `reduce` over parts and the heads of a group, from one type to another.
     pub fn reduce_heads(&self, x: &Handle, out: &Handle, sum: Sum, types: [ElemType; 2]) {
         let elements = self.row_heads() / sum.group * sum.width;
         if elements == 0 {
             return;
         }
-        let size = if sum.inner == 1 { widest_vector(sum.width, &[4, 2]) } else { 1 };
+        let size = widest_vector(sum.width, &[4, 2]);
         let vectors = elements / size;
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
@@ -176,7 +180,7 @@ impl<'a, B> Launcher<'a, B> {
                 cubes(vectors.div_ceil(reduce::UNITS * reduce::EACH), &self.limits),
                 CubeDim::new_1d(reduce::UNITS as u32),
                 size,
-                arg(x, sum.parts * self.row_heads() * sum.width * sum.inner / size),
+                arg(x, sum.parts * self.row_heads() * sum.width / size),
                 arg(out, vectors),
                 vectors,
                 sum,
@@ -221,15 +225,15 @@ impl<'a, B> Launcher<'a, B> {
         if tasks == 0 {
             return;
         }
-        let RowSums { dots: [dots_q, dots_k], dot_shares, products, decays } = sums;
+        let [dots_q, dots_k] = sums.dots;
         let spec = RowGateSpec {
             heads: dims.heads,
             chunk: self.chunk,
-            dot_shares,
-            product_shares: products.1,
-            products: products.2,
-            decay_stride: decays.1,
-            decay_at: decays.2,
+            dot_shares: sums.dot_shares,
+            product_shares: sums.product_shares,
+            products: sums.product_len,
+            decay_stride: sums.decay_stride,
+            decay_at: sums.decay_at,
         };
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
@@ -237,10 +241,10 @@ impl<'a, B> Launcher<'a, B> {
                 self.client,
                 cubes(tasks, &self.limits),
                 CubeDim::new_1d(self.chunk as u32),
-                arg(dots_q, dot_shares * self.row_heads()),
-                arg(dots_k, dot_shares * self.row_heads()),
-                arg(products.0, spec.product_shares * tasks * spec.products),
-                arg(decays.0, tasks * spec.decay_stride),
+                arg(dots_q, spec.dot_shares * self.row_heads()),
+                arg(dots_k, spec.dot_shares * self.row_heads()),
+                arg(sums.products, spec.product_shares * tasks * spec.products),
+                arg(sums.decays, tasks * spec.decay_stride),
                 arg(dg, self.row_heads()),
                 self.map(),
                 self.problem.rows(),
@@ -251,30 +255,17 @@ impl<'a, B> Launcher<'a, B> {
         }
     }
 
-    /// Sums a gate gradient `[rows, H, channels]` to the shape of the gate.
-    pub fn gate_gradient(&self, dg: &Handle, dgate: &Handle, channels: usize) {
+    /// Sums a gate gradient `[rows, H, K]`, or `[rows, H]` where channels decay alike, to the shape of the gate.
+    pub fn gate_gradient(&self, dg: &Handle, dgate: &Handle) {
         let (dims, dtype) = (self.problem.dims, self.problem.gate_type());
-        let f32_type = f32::elem_type_native();
-        let group = dims.heads / dims.kv_heads;
-        match dims.gate {
-            GateKind::None => {}
-            GateKind::Vector => {
-                let sum = Sum { parts: 1, group, width: dims.key_dim, inner: 1 };
-                self.reduce_heads(dg, dgate, sum, [f32_type, dtype]);
-            }
-            GateKind::Scalar => {
-                let sum = Sum { parts: 1, group, width: 1, inner: channels };
-                self.reduce_heads(dg, dgate, sum, [f32_type, dtype]);
-            }
-            GateKind::Fixed if self.problem.rows() > 0 && channels > 1 => {
-                // over channels first: in parallel, and into sums of few terms
-                let per_row = self.scratch(self.row_heads());
-                let sum = Sum { parts: 1, group: 1, width: 1, inner: channels };
-                self.reduce_heads(dg, &per_row, sum, [f32_type, f32_type]);
-                self.reduce_rows(&per_row, dgate, self.problem.rows(), dtype);
-            }
-            GateKind::Fixed => self.reduce_rows(dg, dgate, self.problem.rows(), dtype),
-        }
+        let width = match dims.gate {
+            GateKind::None => return,
+            GateKind::Fixed => return self.reduce_rows(dg, dgate, self.problem.rows(), dtype),
+            GateKind::Scalar => 1,
+            GateKind::Vector => dims.key_dim,
+        };
+        let sum = Sum { parts: 1, group: dims.heads / dims.kv_heads, width };
+        self.reduce_heads(dg, dgate, sum, [f32::elem_type_native(), dtype]);
     }
 }
 

@@ -1,8 +1,7 @@
 //! Stage `reduce`: sums and casts of gradients.
 //!
-//! The stages before it work per query head, per key channel, and some in parts. Here the heads of a
-//! group and the parts are added up in f32, the channels too if the gate is a scalar, and the sum takes
-//! the type of the input.
+//! The stages before it work per query head, and some in parts. Here the heads of a group and the parts
+//! are added up in f32, the rows too if the gate is fixed, and the sum takes the type of the input.
 
 use cubecl::prelude::*;
 
@@ -13,10 +12,8 @@ pub(crate) struct Sum {
     pub parts: usize,
     /// Neighbouring heads.
     pub group: usize,
-    /// Channels that stay.
+    /// Channels.
     pub width: usize,
-    /// Neighbouring channels that do not.
-    pub inner: usize,
 }
 
 /// Units of a cube.
@@ -25,9 +22,8 @@ pub(crate) const UNITS: usize = 128;
 /// Vectors of `out` that a unit sums: so many loads are on their way at a time.
 pub(crate) const EACH: usize = 4;
 
-/// `out[row, hk, i] = sum over parts, the group's heads and inner channels` of
-/// `x [parts, rows, heads, width * inner]`; `out`: `[rows, heads / group, width]`, in vectors; of one
-/// element if there are inner channels.
+/// `out[row, hk, i] = sum over parts and the group's heads` of `x [parts, rows, heads, width]`;
+/// `out`: `[rows, heads / group, width]`, in vectors.
 #[cube(launch_unchecked)]
 pub(crate) fn gla_reduce_heads_kernel<I: Float, O: Float, N: Size>(
     x: &[Vector<I, N>],
@@ -42,7 +38,7 @@ pub(crate) fn gla_reduce_heads_kernel<I: Float, O: Float, N: Size>(
     }
     let size = N::value();
     let across = comptime!(over.width / size);
-    let part_len = vectors * comptime!(over.group * over.inner);
+    let part_len = vectors * over.group;
     let mut sums = Array::<Vector<f32, N>>::new(EACH);
     let mut starts = Array::<usize>::new(EACH);
     #[unroll]
@@ -50,17 +46,15 @@ pub(crate) fn gla_reduce_heads_kernel<I: Float, O: Float, N: Size>(
         let at = first + n * UNITS;
         let own = select(at < vectors, at, first);
         let (heads, c) = (own / across, own % across);
-        starts[n] = (heads * comptime!(over.group * across) + c) * over.inner;
+        starts[n] = heads * comptime!(over.group * across) + c;
         sums[n] = Vector::new(f32::new(0.0));
     }
     for part in 0..over.parts {
         for member in 0..over.group {
-            for i in 0..over.inner {
-                let from = part * part_len + member * comptime!(across * over.inner) + i;
-                #[unroll]
-                for n in 0..EACH {
-                    sums[n] += Vector::cast_from(x[starts[n] + from]);
-                }
+            let from = part * part_len + member * across;
+            #[unroll]
+            for n in 0..EACH {
+                sums[n] += Vector::cast_from(x[starts[n] + from]);
             }
         }
     }

@@ -99,7 +99,7 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
             );
             launcher.sum_shares((&dk_sum, dk_type), &args.dk, dims.kv_heads, dims.key_dim, 1);
             if let (Some(dg), Some(dgate)) = (&dg, &args.dgate) {
-                launcher.gate_gradient(dg, dgate, dims.key_dim);
+                launcher.gate_gradient(dg, dgate);
             }
         }
         Decay::None | Decay::Rows => {
@@ -110,11 +110,15 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
                 let sums = RowSums {
                     dots: [dots_q, dots_k],
                     dot_shares: keys.dot_shares(),
-                    products: (&scratch.products, keys.shares(), keys.padded),
-                    decays: (&made.decays, ROWS_LEN, TOTAL),
+                    products: &scratch.products,
+                    product_shares: keys.shares(),
+                    product_len: keys.padded,
+                    decays: &made.decays,
+                    decay_stride: ROWS_LEN,
+                    decay_at: TOTAL,
                 };
                 launcher.row_gate(sums, &made.dg);
-                launcher.gate_gradient(&made.dg, dgate, 1);
+                launcher.gate_gradient(&made.dg, dgate);
             }
         }
     }

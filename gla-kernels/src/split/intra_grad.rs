@@ -19,9 +19,9 @@
 //!      + sum P over s < t <= r, both in a                            (Query)
 //! ```
 //!
-//! Where a gate decays all channels alike, `dA` has the decay already, as without a gate there is none: one product.
-//! Of `dg` only the rows' sums are formed, `q_r . dq_r^state` and `k_s . dk_s^state`, for kernel `row_gate`; `scores`
-//! has the rest.
+//! That is with a gate per channel. Where a gate decays all channels alike, `dA` has the decay already, as without a gate
+//! there is none, and all is one product. Of `dg` only the rows' sums are formed then, `q_r . dq_r^state` and
+//! `k_s . dk_s^state`, for kernel `row_gate`; `scores` has the rest.
 //!
 //! A cube owns all rows of one chunk and `cols` key channels of one head; a unit owns 16 rows (one
 //! sub-chunk) of one channel and walks them in registers.
@@ -61,7 +61,7 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
     let cols = comptime!(spec.blueprint.cols);
     let units = comptime!(spec.blueprint.units());
     let is_key = comptime!(spec.role == Role::Key);
-    let gated = comptime!(dims.gate == GateKind::Vector);
+    let by_channel = comptime!(dims.gate == GateKind::Vector);
     let by_row = comptime!(dims.gate.by_row());
 
     let task = CUBE_POS;
@@ -85,7 +85,7 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
     let qr = column.read::<E>(q, dims.heads);
     let kr = if is_key { zeros(SUB) } else { column.read::<E>(k, dims.kv_heads) };
     let mut wr = zeros(SUB);
-    if gated {
+    if by_channel {
         wr = column.decays::<G>(gate);
     }
     let mut scaled = zeros(SUB);
@@ -93,7 +93,7 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
     for r in 0..SUB {
         scaled[r] = if is_key { qr[r] } else { kr[r] };
     }
-    if gated {
+    if by_channel {
         totals[block * cols + col] = scale_to_edge(&mut scaled, &wr, comptime!(!is_key));
     }
     #[unroll]
@@ -103,7 +103,7 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
 
     // pairs between sub-chunks, nearest last: decay every step towards the own sub-chunk. Without decays of channels
     // that is like the others: `dA` is zero where a row does not reach.
-    let steps = comptime!(if gated { blocks - 1 } else { blocks });
+    let steps = comptime!(if by_channel { blocks - 1 } else { blocks });
     let own_pairs = block * comptime!(SUB * PITCH);
     let mut acc = zeros(SUB);
     let size = C::value();
@@ -113,7 +113,7 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
     let first = step_chunk(0, blocks, 0, is_key);
     pairs_tile(&rows, head, first, is_key, chunk_len, dims, units).fetch(da, &mut pairs_own);
     let diagonal = pairs_tile(&rows, head, 0, false, chunk_len, dims, units);
-    if gated {
+    if by_channel {
         diagonal.fetch_diagonal(da, &mut diagonal_own);
     }
     for step in 0..steps {
@@ -126,9 +126,9 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
         let next = step_chunk(0, blocks, next, is_key);
         pairs_tile(&rows, head, next, is_key, chunk_len, dims, units).fetch(da, &mut pairs_own);
         let past = if is_key { other > block } else { other < block };
-        let reaches = if gated { past } else { past || other == block };
+        let reaches = if by_channel { past } else { past || other == block };
         if reaches {
-            if gated {
+            if by_channel {
                 if !is_key {
                     // all pairs from the own sub-chunk back across the start of `other`
                     let mut cut = f32::new(0.0);
@@ -155,14 +155,14 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
     }
 
     // decay to the own rows
-    if gated {
+    if by_channel {
         scale_to_edge(&mut acc, &wr, is_key);
     }
 
     // pairs inside the own sub-chunk
     let mut near = zeros(SUB);
     let mut straddle = zeros(SUB);
-    if gated {
+    if by_channel {
         if is_key {
             diagonal.put(&diagonal_own, &mut pairs, comptime!(Layout::rows(PITCH)));
             sync_cube();
@@ -203,7 +203,7 @@ pub(crate) fn gla_intra_grad_kernel<E: Float, G: Float, C: Size>(
         }
     }
 
-    if gated {
+    if by_channel {
         sums[block * cols + col] = state_sum;
         let shares = column.read::<f32>(&*dg, dims.heads);
         sync_cube();

@@ -40,7 +40,7 @@ impl Prepared {
 pub(crate) enum GateGrad {
     /// There is no gate.
     None,
-    /// Of a gate per channel: `[rows, H, K]`, to which each adds.
+    /// Of a gate per channel: `[rows, H, K]`, which `project` begins and `intra_grad` adds to.
     Channels {
         dg: Handle,
         /// Whether that is the gate's gradient itself.
@@ -91,18 +91,20 @@ impl Launcher<'_, SplitBlueprint> {
         let dims = self.problem.dims;
         match gate_grad {
             GateGrad::None | GateGrad::Channels { in_place: true, .. } => {}
-            GateGrad::Channels { dg, .. } => self.gate_gradient(dg, dgate, dims.key_dim),
+            GateGrad::Channels { dg, .. } => self.gate_gradient(dg, dgate),
             GateGrad::Rows { dg, dots: [queries, keys], products } => {
-                if let Some(decays) = &made.decays {
-                    let sums = RowSums {
-                        dots: [queries, keys],
-                        dot_shares: self.key_tiles(),
-                        products: (products, 1, self.key_tiles()),
-                        decays: (decays, dims.key_dim, 0),
-                    };
-                    self.row_gate(sums, dg);
-                }
-                self.gate_gradient(dg, dgate, 1);
+                let sums = RowSums {
+                    dots: [queries, keys],
+                    dot_shares: self.key_tiles(),
+                    products,
+                    product_shares: 1,
+                    product_len: self.key_tiles(),
+                    decays: made.decays.as_ref().expect("`prepare` has run for a gate"),
+                    decay_stride: dims.key_dim,
+                    decay_at: 0,
+                };
+                self.row_gate(sums, dg);
+                self.gate_gradient(dg, dgate);
             }
         }
     }

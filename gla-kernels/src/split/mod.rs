@@ -10,7 +10,7 @@
 //! | [`output`] | `o` from those rows, the states, `A`, `v` | `dv` from those rows, the state gradients, `A^T`, `do` |
 //! | [`project`] | share of `dq` from the state | share of `dk` from the state gradient; starts `dg` |
 //! | [`intra_grad`] | rest of `dq` from `dA`; adds to `dg` | rest of `dk`; adds to `dg` |
-//! | [`crate::row_gate`] | `dg` of a gate that decays channels alike | |
+//! | [`crate::row_gate`], if the gate decays channels alike | `dg`, of which the stages before leave sums | |
 
 pub mod chunk_state;
 pub mod intra_grad;

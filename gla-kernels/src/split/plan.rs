@@ -30,10 +30,10 @@ pub(crate) fn forward(launcher: &Launcher<SplitBlueprint>, args: &ForwardArgs) {
 /// 2. `chunk_state` and `state_passing` (Key): the states at chunk starts again.
 /// 3. The same (Query): their gradients at chunk ends, and `dh0`.
 /// 4. `scores`: `A` again; 5. `output` (Key): `dv`.
-/// 6. `scores`: `dA`.
-/// 7. `project` (Query, Key): the shares of `dq` and `dk` through the state; `dg` starts.
-/// 8. `intra_grad` (Query, Key): the shares inside a chunk; `dg` of a vector gate is complete.
-/// 9. `row_gate`: that of a scalar or fixed one.
+/// 6. `scores`: `dA`, and of a scalar or fixed gate the pairs' share of `dg`.
+/// 7. `project` (Query, Key): the shares of `dq` and `dk` through the state; `dg` of a vector gate starts.
+/// 8. `intra_grad` (Query, Key): the shares inside a chunk; that `dg` is complete.
+/// 9. `row_gate`: `dg` of a scalar or fixed gate, with what 7 and 8 have left for it.
 /// 10. `reduce`: head groups, all rows of a fixed gate, casts.
 pub(crate) fn backward(launcher: &Launcher<SplitBlueprint>, args: &BackwardArgs) {
     let (problem, dims) = (launcher.problem, launcher.problem.dims);
@@ -67,7 +67,7 @@ pub(crate) fn backward(launcher: &Launcher<SplitBlueprint>, args: &BackwardArgs)
     launcher.intra_grad(Role::Query, [q, k], &pairs, &dq, &gate_grad);
     launcher.intra_grad(Role::Key, [q, k], &pairs, &dk, &gate_grad);
 
-    let keys = |group| Sum { parts: 1, group, width: dims.key_dim, inner: 1 };
+    let keys = |group| Sum { parts: 1, group, width: dims.key_dim };
     if !in_place {
         launcher.reduce_heads(&dq, &args.dq, keys(1), [f32_type, problem.dtype]);
     }

@@ -170,7 +170,7 @@ pub(crate) fn gla_project_kernel<E: Float, G: Float, S: Float, K: Size, V: Size,
     let stride = comptime!(dims.heads * key_dim);
     patch.store(&acc, dx, at, rows.len, key_dim - i0, stride);
     if overlaps && by_row {
-        // a barrier lies between
+        // the other units' sums lie before the barrier of the last tile
         if unit == 0 {
             let mut sum = f32::new(0.0);
             #[unroll]
