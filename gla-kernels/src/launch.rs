@@ -28,17 +28,14 @@ pub(crate) struct Launcher<'a, B> {
 
 /// What [`row_gate`] adds up, see there.
 pub(crate) struct RowSums<'a> {
-    /// Products of the rows of `q` and `dq`, of `k` and `dk`, and in how many shares.
+    /// Products of the rows of `q` and `dq`, of `k` and `dk`.
     pub dots: [&'a Handle; 2],
-    pub dot_shares: usize,
-    /// Products of the states, in how many shares, of how many numbers each a chunk and head.
+    /// Products of the states.
     pub products: &'a Handle,
-    pub product_shares: usize,
-    pub product_len: usize,
-    /// Decays of the chunks, from one to the next, and where in each that of the whole chunk is.
+    /// Decays of the chunks.
     pub decays: &'a Handle,
-    pub decay_stride: usize,
-    pub decay_at: usize,
+    /// How they are laid out.
+    pub spec: RowGateSpec,
 }
 
 impl<'a, B> Launcher<'a, B> {
@@ -225,16 +222,7 @@ impl<'a, B> Launcher<'a, B> {
         if tasks == 0 {
             return;
         }
-        let [dots_q, dots_k] = sums.dots;
-        let spec = RowGateSpec {
-            heads: dims.heads,
-            chunk: self.chunk,
-            dot_shares: sums.dot_shares,
-            product_shares: sums.product_shares,
-            products: sums.product_len,
-            decay_stride: sums.decay_stride,
-            decay_at: sums.decay_at,
-        };
+        let RowSums { dots: [dots_q, dots_k], products, decays, spec } = sums;
         // SAFETY: the kernel masks what lies outside its tensors; see `arg` for their lengths.
         unsafe {
             row_gate::gla_row_gate_kernel::launch_unchecked(
@@ -243,13 +231,15 @@ impl<'a, B> Launcher<'a, B> {
                 CubeDim::new_1d(self.chunk as u32),
                 arg(dots_q, spec.dot_shares * self.row_heads()),
                 arg(dots_k, spec.dot_shares * self.row_heads()),
-                arg(sums.products, spec.product_shares * tasks * spec.products),
-                arg(sums.decays, tasks * spec.decay_stride),
+                arg(products, spec.product_shares * tasks * spec.products),
+                arg(decays, tasks * spec.decay_stride),
                 arg(dg, self.row_heads()),
                 self.map(),
                 self.problem.rows(),
                 self.lines.num_chunks,
                 tasks,
+                dims.heads,
+                self.chunk,
                 spec,
             );
         }

@@ -11,9 +11,6 @@ use crate::components::ChunkMap;
 /// How what the kernels before have left is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct RowGateSpec {
-    pub heads: usize,
-    /// Rows of a chunk, a power of two, and units of a cube.
-    pub chunk: usize,
     /// Shares of the rows' products, one after the other.
     pub dot_shares: usize,
     /// Shares of the products of the states, and how many numbers each has of a chunk and head.
@@ -27,6 +24,7 @@ pub(crate) struct RowGateSpec {
 /// * `dots_q`, `dots_k`: `[dot_shares, rows, H]`; `products`: `[product_shares, chunks, H, products]`
 /// * `decays`: `[chunks, H, decay_stride]`
 /// * `dg`: in and out, `[rows, H]`
+/// * `chunk_len`: a power of two, and the units of a cube
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn gla_row_gate_kernel(
@@ -39,9 +37,10 @@ pub(crate) fn gla_row_gate_kernel(
     num_rows: usize,
     num_chunks: usize,
     tasks: usize,
+    #[comptime] heads: usize,
+    #[comptime] chunk_len: usize,
     #[comptime] spec: RowGateSpec,
 ) {
-    let RowGateSpec { heads, chunk: chunk_len, .. } = comptime!(spec);
     let levels = comptime!(chunk_len.ilog2() as usize);
     let task = CUBE_POS;
     if task >= tasks {

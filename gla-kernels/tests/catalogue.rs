@@ -370,15 +370,8 @@ fn gate_gradient_is_relative() {
             let got = prepared.backward(&device.client, Strategy::Inferred).expect("it runs");
             let expected =
                 eval::backward(&prepared.inputs, &prepared.d_o, prepared.d_final.as_deref());
-            let pairs =
-                expected.dgate.expect("of a gate").into_iter().zip(got.dgate.expect("of a gate"));
-            for (at, (expected, got)) in pairs.enumerate() {
-                // terms of one gradient may have both signs, hence some slack on top of f32
-                let allowed = 2e-3 * expected.abs() + 1e-37;
-                let error = (expected - f64::from(got)).abs();
-                let id = &case.id;
-                assert!(error <= allowed || error < 1e-7, "{id} {at}: {got:e} for {expected:e}");
-            }
+            let (expected, got) = (expected.dgate.expect("a gate"), got.dgate.expect("a gate"));
+            eval::check_each(&case.id, &expected, &got).unwrap();
         }
     }
 }

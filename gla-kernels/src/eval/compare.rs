@@ -32,10 +32,7 @@ pub fn check<T: Copy + Into<f64>>(
     ratio: f64,
     abs_floor: f64,
 ) -> Result<Stats, String> {
-    if reference.len() != got.len() {
-        let (expected, got) = (reference.len(), got.len());
-        return Err(format!("{name}: got {got} elements, the reference has {expected}"));
-    }
+    check_len(name, reference, got)?;
     let (mut worst, mut max_abs) = (0, 0.0f64);
     let (mut error_sum, mut reference_sum) = (0.0, 0.0);
     for (at, (&expected, &got)) in reference.iter().zip(got).enumerate() {
@@ -61,6 +58,38 @@ pub fn check<T: Copy + Into<f64>>(
          at {worst} of {}: got {got:.6e}, the reference is {expected:.6e}",
         reference.len()
     ))
+}
+
+/// Passes when every element is right to 0.2 % of itself, or 1e-7: small ones beside large ones too. Terms of one
+/// element may have both signs, hence that slack on top of f32.
+///
+/// # Errors
+///
+/// A message that names the tensor when the lengths differ, and the first element that is not right.
+pub fn check_each<T: Copy + Into<f64>>(
+    name: &str,
+    reference: &[f64],
+    got: &[T],
+) -> Result<(), String> {
+    check_len(name, reference, got)?;
+    for (at, (&expected, &got)) in reference.iter().zip(got).enumerate() {
+        let got: f64 = got.into();
+        let error = (expected - got).abs();
+        let right = error <= 2e-3 * expected.abs() + 1e-37 || error < 1e-7;
+        if !right {
+            return Err(format!("{name}[{at}]: got {got:e}, the reference is {expected:e}"));
+        }
+    }
+    Ok(())
+}
+
+fn check_len<T>(name: &str, reference: &[f64], got: &[T]) -> Result<(), String> {
+    match (reference.len(), got.len()) {
+        (expected, got) if expected != got => {
+            Err(format!("{name}: got {got} elements, the reference has {expected}"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A precision that kernels take their inputs in.
@@ -128,6 +157,16 @@ mod tests {
 
     fn fails<T: Copy + Into<f64>>(reference: &[f64], got: &[T]) -> String {
         check("dq", reference, got, 5e-3, ABS_FLOOR).expect_err("must not pass")
+    }
+
+    #[test]
+    fn small_elements_have_digits_of_their_own() {
+        let reference = [1.0, 1e-4, 0.0];
+        assert_eq!(check_each("dg", &reference, &[1.001, 1.001e-4, 1e-8]), Ok(()));
+        let error = check_each("dg", &reference, &[1.0, 1.1e-4, 0.0]).unwrap_err();
+        assert_eq!(error, "dg[1]: got 1.1e-4, the reference is 1e-4");
+        assert!(check_each("dg", &reference, &[1.0, f64::NAN, 0.0]).is_err());
+        assert!(check_each("dg", &reference, &[1.0, 1e-4]).is_err());
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod one_shape;
 pub mod problems;
 pub mod reference;
 
-pub use compare::{ABS_FLOOR, RefDType, Stats, check};
+pub use compare::{ABS_FLOOR, RefDType, Stats, check, check_each};
 pub use one_shape::one_shape;
 pub use problems::{Case, CaseGate, GateValues, large, small};
 pub use reference::{RefGate, RefGrads, RefInputs, RefOutputs, backward, forward};

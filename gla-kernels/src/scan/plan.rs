@@ -7,6 +7,7 @@ use cubecl::server::Handle;
 use super::launch::{Prepared, Walk};
 use super::walk_spec::{Decay, ROWS_LEN, TOTAL, WalkSpec};
 use crate::launch::{Launcher, RowSums};
+use crate::row_gate::RowGateSpec;
 use crate::{BackwardArgs, ForwardArgs, ScanBlueprint};
 
 /// 1. `prepare` (vector gate) or `scores`. 2. The `o` walk, after the states between segments if there
@@ -109,13 +110,15 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
                 let [dots_q, dots_k] = &scratch.dots;
                 let sums = RowSums {
                     dots: [dots_q, dots_k],
-                    dot_shares: keys.dot_shares(),
                     products: &scratch.products,
-                    product_shares: keys.shares(),
-                    product_len: keys.padded,
                     decays: &made.decays,
-                    decay_stride: ROWS_LEN,
-                    decay_at: TOTAL,
+                    spec: RowGateSpec {
+                        dot_shares: keys.dot_shares(),
+                        product_shares: keys.shares(),
+                        products: keys.padded,
+                        decay_stride: ROWS_LEN,
+                        decay_at: TOTAL,
+                    },
                 };
                 launcher.row_gate(sums, &made.dg);
                 launcher.gate_gradient(&made.dg, dgate);

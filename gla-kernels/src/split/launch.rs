@@ -8,6 +8,7 @@ use super::StageSpec;
 use crate::SplitBlueprint;
 use crate::components::Role;
 use crate::launch::{Launcher, RowSums, arg, cubes, widest_vector};
+use crate::row_gate::RowGateSpec;
 
 /// Elements of a vector of an intra-chunk matrix, whose rows are a chunk long.
 const PAIRS: usize = 4;
@@ -66,7 +67,7 @@ impl Launcher<'_, SplitBlueprint> {
             None => GateGrad::None,
             Some(_) if dims.gate.by_row() => GateGrad::Rows {
                 dg: self.scratch(self.row_heads()),
-                dots: [0; 2].map(|_| self.scratch(self.dots_len())),
+                dots: std::array::from_fn(|_| self.scratch(self.dots_len())),
                 products: self.scratch(self.key_tasks()),
             },
             Some(dgate) => GateGrad::Channels {
@@ -88,20 +89,21 @@ impl Launcher<'_, SplitBlueprint> {
 
     /// Completes the gate's gradient, in the shape of the gate.
     pub fn finish_gate_grad(&self, gate_grad: &GateGrad, made: &Prepared, dgate: &Handle) {
-        let dims = self.problem.dims;
         match gate_grad {
             GateGrad::None | GateGrad::Channels { in_place: true, .. } => {}
             GateGrad::Channels { dg, .. } => self.gate_gradient(dg, dgate),
             GateGrad::Rows { dg, dots: [queries, keys], products } => {
                 let sums = RowSums {
                     dots: [queries, keys],
-                    dot_shares: self.key_tiles(),
                     products,
-                    product_shares: 1,
-                    product_len: self.key_tiles(),
                     decays: made.decays.as_ref().expect("`prepare` has run for a gate"),
-                    decay_stride: dims.key_dim,
-                    decay_at: 0,
+                    spec: RowGateSpec {
+                        dot_shares: self.key_tiles(),
+                        product_shares: 1,
+                        products: self.key_tiles(),
+                        decay_stride: self.problem.dims.key_dim,
+                        decay_at: 0,
+                    },
                 };
                 self.row_gate(sums, dg);
                 self.gate_gradient(dg, dgate);

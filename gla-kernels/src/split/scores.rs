@@ -67,9 +67,10 @@ pub(crate) fn gla_scores_kernel<E: Float, G: Float, W: Size>(
     let mut decays = Shared::<[f32]>::new_aligned_slice(comptime!(PITCH * chunk_len), TILE_ALIGN);
     let mut totals = Shared::<[f32]>::new_slice(comptime!(SUB * blocks));
     if by_row {
-        for row in range_stepped(unit, chunk_len, units) {
-            let valid = row < rows.len;
-            decays[row] = decay_or_one::<G>(gate, rows.start + row, head, 0usize, valid, dims);
+        // there are at least as many units as rows
+        if unit < chunk_len {
+            let valid = unit < rows.len;
+            decays[unit] = decay_or_one::<G>(gate, rows.start + unit, head, 0usize, valid, dims);
         }
     }
 
