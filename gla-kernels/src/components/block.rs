@@ -20,6 +20,10 @@ pub type Pair<E> = Vector<E, Const<2>>;
 /// transposed or not.
 pub type Quad<E> = Array<Pair<E>>;
 
+/// A right operand or accumulator of 16 columns as `mma` takes it, 8 columns at a time: twice two pairs. (In
+/// one array they were copied out and back for each product, and compiling a walk took a half longer.)
+pub type Halves<E> = Sequence<Array<Pair<E>>>;
+
 /// A left operand.
 #[allow(dead_code, reason = "made by their expansion alone")]
 #[derive(CubeType)]
@@ -35,7 +39,7 @@ pub enum Left<E: Float> {
 #[derive(CubeType)]
 pub enum Right<E: Float> {
     /// Two operands of 8 columns, each in two halves of the depth.
-    Mma(Quad<E>),
+    Mma(Halves<E>),
     /// A matrix of the plane.
     Cmma(Matrix<E>),
 }
@@ -45,7 +49,7 @@ pub enum Right<E: Float> {
 #[derive(CubeType)]
 pub enum Acc {
     /// The pairs.
-    Mma(Array<Pair<f32>>),
+    Mma(Halves<f32>),
     /// A matrix of the plane.
     Cmma(Matrix<f32>),
 }
@@ -254,7 +258,8 @@ impl<E: Float> Right<E> {
         } else {
             // the registers of a right operand are those of its transpose
             let transpose = comptime!(!transposed);
-            Right::<E>::new_Mma(load_quad::<E, N>(tile, at, stride, transpose, transposed))
+            let quad = load_quad::<E, N>(tile, at, stride, transpose, transposed);
+            Right::<E>::new_Mma(halves(&quad, 0usize))
         }
     }
 
@@ -295,7 +300,7 @@ impl<E: Float> Right<E> {
                 for i in 0..4usize {
                     quad[i] = Vector::cast_from(pairs[comptime!(4 * n + 2 * (i % 2) + i / 2)]);
                 }
-                out.push(Right::<E>::new_Mma(quad));
+                out.push(Right::<E>::new_Mma(halves(&quad, 0usize)));
             }
         }
         out
@@ -316,7 +321,7 @@ impl Acc {
                 0.0f32,
             ))
         } else {
-            Acc::new_Mma(zero_pairs(4usize))
+            Acc::new_Mma(halves(&zero_pairs(4usize), 0usize))
         }
     }
 
@@ -325,12 +330,7 @@ impl Acc {
         if comptime!(by == Instruction::Cmma) {
             Acc::zero(by)
         } else {
-            let mut own = Array::<Pair<f32>>::new(4usize);
-            #[unroll]
-            for i in 0..4usize {
-                own[i] = pairs[first + i];
-            }
-            Acc::new_Mma(own)
+            Acc::new_Mma(halves(pairs, first))
         }
     }
 
@@ -349,7 +349,8 @@ impl Acc {
                 #[unroll]
                 for i in 0..4usize {
                     let (r, pair) = place(i);
-                    pairs_of_tile[(at + r * stride) / 2 + pair] = Vector::cast_from(pairs[i]);
+                    let own = pairs.index(i / 2)[i % 2];
+                    pairs_of_tile[(at + r * stride) / 2 + pair] = Vector::cast_from(own);
                 }
             }
             Acc::Cmma(x) => {
@@ -436,7 +437,7 @@ pub fn add_to<E: Float>(
                 {
                     #[unroll]
                     for i in 0..4usize {
-                        pairs[comptime!(first + 4 * n + i)] = own[i];
+                        pairs[comptime!(first + 4 * n + i)] = own.index(i / 2)[i % 2];
                     }
                 }
                 Acc::Cmma(_) => {}
@@ -463,15 +464,7 @@ pub fn multiply<E: Float>(left: &Left<E>, right: &Right<E>, acc: &mut Acc) {
                     let def = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
                     #[unroll]
                     for n in 0..2usize {
-                        let mut own = Array::<Pair<E>>::new(2usize);
-                        own[0] = right[2 * n];
-                        own[1] = right[2 * n + 1];
-                        let mut sum = Array::<Pair<f32>>::new(2usize);
-                        sum[0] = acc[2 * n];
-                        sum[1] = acc[2 * n + 1];
-                        def.execute_inplace(left, &own, &mut sum);
-                        acc[2 * n] = sum[0];
-                        acc[2 * n + 1] = sum[1];
+                        def.execute_inplace(left, right.index(n), acc.index_mut(n));
                     }
                 }
                 Right::Cmma(_) => {}
@@ -486,6 +479,22 @@ pub fn multiply<E: Float>(left: &Left<E>, right: &Right<E>, acc: &mut Acc) {
             Left::Mma(_) => {}
         },
     }
+}
+
+/// The four pairs from `first` on.
+#[cube]
+fn halves<E: Float>(pairs: &Array<Pair<E>>, first: usize) -> Halves<E> {
+    let mut out = Halves::<E>::new();
+    #[unroll]
+    for half in 0..2usize {
+        let mut own = Array::<Pair<E>>::new(2usize);
+        #[unroll]
+        for i in 0..2usize {
+            own[i] = pairs[first + comptime!(2 * half + i)];
+        }
+        out.push(own);
+    }
+    out
 }
 
 /// `count` pairs at zero.
