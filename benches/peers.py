@@ -3,7 +3,7 @@
     python benches/peers.py peers.json
 
 Needs an NVIDIA GPU, torch, and for fla's rows the package flash-linear-attention; what is missing is
-said and left out, a call that fails has a row that says why. Run it right before `kernels --peers peers.json`, on
+said and left out, a call that fails has a row that says why. Run it right before `kernels --peers "$PWD/peers.json"`, on
 the same, otherwise idle GPU.
 
 fla tunes each kernel over dozens of configurations, which takes minutes to compile in one process. So
@@ -64,6 +64,11 @@ except Exception as missing:  # whatever it is, attention needs none of it
     print(f"peers.py: fla's rows are left out: {missing}", flush=True)
 
 rows = []
+if worker is None:
+    import triton
+
+    versions = f"torch {torch.__version__}, Triton {triton.__version__}, cuDNN {torch.backends.cudnn.version()}"
+    print(f"peers.py: {versions}, {torch.cuda.get_device_name()}", flush=True)
 
 
 def warm_workers():

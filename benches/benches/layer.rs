@@ -1,7 +1,7 @@
 //! One layer, forward and forward + backward, of every kind that stands where attention stands.
 //!
 //! ```text
-//! cargo bench --workspace --bench layer --features gla-benches/cuda -- --device cuda --dtype bf16 --out layer.json
+//! cargo bench --workspace --bench layer --features gla-benches/cuda -- --device cuda --dtype bf16 --out "$PWD/layer.json"
 //! ```
 //!
 //! As many tokens in all, in fewer and longer sequences, so that what depends on the length shows. Before anything is

@@ -65,7 +65,8 @@ pub fn svg(rows: &[Row]) -> String {
                 escaped(&text)
             ));
         };
-        bar(y, *ms, OURS, format!("{ms} ({:.2}x)", peer_ms / ms));
+        let ratio = row.ratio.map(|ratio| format!(" ({ratio:.2}x)")).unwrap_or_default();
+        bar(y, *ms, OURS, format!("{ms}{ratio}"));
         let peer = row.peer.as_deref().unwrap_or_default();
         bar(y + BAR, *peer_ms, PEER, format!("{peer_ms} {peer}"));
     }
@@ -153,7 +154,10 @@ mod tests {
 
     #[test]
     fn rows_with_times_and_peers_are_drawn() {
-        let beside = |peer_ms| Row { peer: Some("a & b".into()), peer_ms, ..row("vector", 0.2) };
+        let beside = |peer_ms: Option<f64>| {
+            let (peer, ratio) = (Some("a & b".into()), peer_ms.map(|ms| ms / 0.2));
+            Row { peer, peer_ms, ratio, ..row("vector", 0.2) }
+        };
         let failed = Row { ms: None, error: Some("wrong".into()), ..beside(Some(2.0)) };
         let text = svg(&[beside(Some(2.0)), row("none", 0.3), beside(None), failed]);
         assert!(text.starts_with("<svg") && text.trim_end().ends_with("</svg>"));

@@ -108,7 +108,11 @@ catalogue! {
     large_scalar_f32: Large, Scalar, F32;
     large_vector_f32: Large, Vector, F32;
     large_none_brain: Large, None, BF16;
+    large_none_half: Large, None, F16;
+    large_fixed_half: Large, Fixed, F16;
+    large_fixed_brain: Large, Fixed, BF16;
     large_scalar_half: Large, Scalar, F16;
+    large_scalar_brain: Large, Scalar, BF16;
     large_vector_half: Large, Vector, F16;
     large_vector_brain: Large, Vector, BF16;
 }

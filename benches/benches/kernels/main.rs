@@ -1,8 +1,10 @@
 //! Kernel times: forward, forward + backward, and one decoding step.
 //!
 //! ```sh
-//! cargo bench --workspace --bench kernels --features gla-benches/cuda -- --device cuda --suite --out rows.json
+//! cargo bench --workspace --bench kernels --features gla-benches/cuda -- --device cuda --suite --out "$PWD/rows.json"
 //! ```
+//!
+//! (cargo runs benches in their package's folder, which relative paths are then of.)
 //!
 //! Before anything is timed its outputs, NaN until they are written, are read: all must be finite, and those of
 //! one head at both ends of the sequence, of a step of decoding all, those of the f64 reference. Rows go to the

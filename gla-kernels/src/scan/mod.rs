@@ -5,8 +5,8 @@
 //! | kernel | per | what |
 //! |---|---|---|
 //! | [`prepare`] | chunk and head | vector gate: the intra-chunk matrix `A`; queries and keys with their decay to the chunk's edges |
-//! | [`scores`] | chunk and head | other gates: `A`, its gradient, the decays of the rows |
-//! | [`walk`] | sequence, head, columns | carries a state along the chunks and reads outputs off it: `o`, `dv`, `dk`, `dq` or their shares through the state |
+//! | [`scores`] | chunk and head | other gates: `A`, its gradient, the decays of the rows, and pairs inside the chunk for `dg` |
+//! | [`walk`] | sequence or segment, head, columns | carries a state along the chunks and reads outputs off it: `o`, `dv`, `dk`, `dq` or their shares through the state |
 //! | [`state_walk`] | segment, head, part of the state | what a segment adds to a state, where sequences are long and few |
 //! | [`combine`] | sequence, head, key channel | the states between segments |
 //! | [`intra_grad`] | chunk and head | vector gate: the shares of `dq` and `dk` inside the chunk, and `dg` |

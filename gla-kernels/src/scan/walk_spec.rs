@@ -107,7 +107,7 @@ pub struct WalkSpec {
     pub column_planes: usize,
     /// Cubes that share the depth; each writes its own part of the output.
     pub parts: usize,
-    /// Key channels `K` and value channels `V` of the state `[N, H, K, V]`.
+    /// Key channels `K` and value channels `V` of the state `[lines, H, K, V]`.
     pub state: (usize, usize),
     /// Width of the products for `dg`.
     pub padded: usize,
