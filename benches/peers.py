@@ -49,6 +49,7 @@ DECODE = [(1, 4, 256, 512), (32, 4, 256, 512), (256, 4, 256, 512)]
 try:
     import torch
     import torch.nn.functional as F
+    import triton
     from triton.testing import do_bench
 except ImportError as missing:
     sys.exit(f"peers.py: no peer can be measured: {missing}")
@@ -65,8 +66,6 @@ except Exception as missing:  # whatever it is, attention needs none of it
 
 rows = []
 if worker is None:
-    import triton
-
     versions = f"torch {torch.__version__}, Triton {triton.__version__}, cuDNN {torch.backends.cudnn.version()}"
     print(f"peers.py: {versions}, {torch.cuda.get_device_name()}", flush=True)
 

@@ -84,12 +84,11 @@ pub fn check_each<T: Copy + Into<f64>>(
 }
 
 fn check_len<T>(name: &str, reference: &[f64], got: &[T]) -> Result<(), String> {
-    match (reference.len(), got.len()) {
-        (expected, got) if expected != got => {
-            Err(format!("{name}: got {got} elements, the reference has {expected}"))
-        }
-        _ => Ok(()),
+    let (expected, got) = (reference.len(), got.len());
+    if expected != got {
+        return Err(format!("{name}: got {got} elements, the reference has {expected}"));
     }
+    Ok(())
 }
 
 /// A precision that kernels take their inputs in.

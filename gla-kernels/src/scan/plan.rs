@@ -107,9 +107,8 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
             launcher.sum_shares(outs[0], &args.dq, dims.heads, dims.key_dim, keys.parts);
             launcher.sum_shares(outs[1], &args.dk, dims.kv_heads, dims.key_dim, keys.parts);
             if let (Decay::Rows, Some(dgate)) = (decay, &args.dgate) {
-                let [dots_q, dots_k] = &scratch.dots;
                 let sums = RowSums {
-                    dots: [dots_q, dots_k],
+                    dots: scratch.dots.each_ref(),
                     products: &scratch.products,
                     decays: &made.decays,
                     spec: RowGateSpec {

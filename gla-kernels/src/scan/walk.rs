@@ -53,7 +53,8 @@ use crate::components::{
 /// * `decays`: `[chunks, H, decay_stride]`, see [`Decay`]; `intra`: `[chunks, H, 64, 64]`
 /// * `probe`: as `out`, of its own heads; `dots`: out, `[tiles, parts, rows, H]`, the products of its
 ///   rows and those of `left state`; both if `spec.dots`
-/// * `start`, `end`: `[lines, H, K, V]`, a line a sequence or a segment; `start` is read if `has_start`, `end` written if `writes_end`
+/// * `start`, `end`: `[lines, H, K, V]`, a line a sequence or a segment; `start` is read if `has_start`,
+///   `end` written if `writes_end`
 /// * `out`: `[parts, rows, H, width]`, or `[parts, chunks, H, width, 64]` if `spec.by_channel()`; of the
 ///   type of the operands if `rounds_out`
 /// * `trace`: scratch `[chunks, H, trace_len]`

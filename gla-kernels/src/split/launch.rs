@@ -92,9 +92,9 @@ impl Launcher<'_, SplitBlueprint> {
         match gate_grad {
             GateGrad::None | GateGrad::Channels { in_place: true, .. } => {}
             GateGrad::Channels { dg, .. } => self.gate_gradient(dg, dgate),
-            GateGrad::Rows { dg, dots: [queries, keys], products } => {
+            GateGrad::Rows { dg, dots, products } => {
                 let sums = RowSums {
-                    dots: [queries, keys],
+                    dots: dots.each_ref(),
                     products,
                     decays: made.decays.as_ref().expect("`prepare` has run for a gate"),
                     spec: RowGateSpec {
