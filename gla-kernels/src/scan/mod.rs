@@ -1,4 +1,5 @@
-//! The scan plan: states stay on chip, products run on tensor cores.
+//! The scan plan: states stay on chip, products run on tensor cores. (The backward of a gate leaves one a chunk for
+//! the gate's gradient.)
 //!
 //! The kernels of the forward and the backward:
 //!
