@@ -119,6 +119,12 @@ pub fn step_chunk(first: usize, count: usize, step: usize, #[comptime] reversed:
     if reversed { first + count - 1 - step } else { first + step }
 }
 
+/// The same in a direction that the kernel is told when it runs: one kernel for both.
+#[cube]
+pub fn step_either(first: usize, count: usize, step: usize, reversed: bool) -> usize {
+    select(reversed, first + count - 1 - step, first + step)
+}
+
 /// Offset of `[row, head, 0]` in a tensor `[rows, own_heads, width]`; query head `head` reads head
 /// `head / (heads / own_heads)`.
 #[cube]

@@ -7,7 +7,7 @@
 
 use cubecl::prelude::*;
 
-use crate::components::{ChunkMap, step_chunk};
+use crate::components::{ChunkMap, step_either};
 use crate::{Dims, MAX_SEGMENTS};
 
 /// Units of a cube.
@@ -26,6 +26,7 @@ pub struct ChunkDecays {
 ///   `has_start`, `end` written if `writes_end`
 /// * `added`: `[segments, H, K, V]`; `starts`: out, the same shape
 /// * `decays`: see [`ChunkDecays`]; without, they are 1
+/// * `reversed`: 1 if from the last segment on, else 0
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn gla_combine_kernel(
@@ -36,9 +37,9 @@ pub(crate) fn gla_combine_kernel(
     decays: &[f32],
     map: ChunkMap,
     tasks: usize,
+    reversed: u32,
     #[comptime] dims: Dims,
     #[comptime] chunk_decays: Option<ChunkDecays>,
-    #[comptime] reversed: bool,
     #[comptime] has_start: bool,
     #[comptime] writes_end: bool,
 ) {
@@ -76,7 +77,7 @@ pub(crate) fn gla_combine_kernel(
             state = start[own];
         }
         for step in 0..count {
-            let segment = step_chunk(0usize, count, step, reversed);
+            let segment = step_either(0usize, count, step, reversed != 0);
             let at = (((first + segment) * dims.heads + head) * dims.key_dim + i) * dims.value_dim;
             starts[at + j] = state;
             state = state * totals[segment] + added[at + j];

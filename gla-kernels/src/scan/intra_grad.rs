@@ -49,6 +49,7 @@ pub const fn shared_memory(spec: ChunkSpec, size: usize) -> usize {
 /// * `dq_state`, `dk_state`: `[parts, chunks, H, padded, 64]`, without the decay to the chunk's edges
 /// * `products`: `[shares, chunks, H, padded]`
 /// * `dq`, `dk`: out, `[rows, H, K]`; `dg`: out, `[rows, H, K]`
+/// * `slices` of the key channels: were their number known to the compiler, it would write each out
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn gla_scan_intra_grad_kernel<
@@ -73,6 +74,7 @@ pub(crate) fn gla_scan_intra_grad_kernel<
     map: ChunkMap,
     num_chunks: usize,
     tasks: usize,
+    slices: usize,
     scale: f32,
     range: f32,
     #[comptime] spec: ChunkSpec,
@@ -101,9 +103,6 @@ pub(crate) fn gla_scan_intra_grad_kernel<
     let mut totals = Shared::<[f32]>::new_slice(comptime!(slice_len * GROUPS));
     let mut sums = Shared::<[f32]>::new_slice(comptime!(CROSSING * slice_len * GROUPS));
 
-    // of the first slice, while `M` is formed
-    let mut fetched = nothing_fetched::<E, G>();
-    fetch_columns::<E, G>(q, k, gate, &mut fetched, &rows, head, channel, spec);
     score_gradients::<E, N>(v, d_o, &mut tiles, &mut symmetric, &rows, head, range, spec);
     // what `M` lacks of the scale
     let rest = scale / range;
@@ -111,7 +110,7 @@ pub(crate) fn gla_scan_intra_grad_kernel<
     // a plane's share of the levels: 16 rows, 16 channels of a slice
     let own = plane % 4;
     let col = (plane / 4) * 16;
-    // its diagonal block: for `cmma` with all but one of the levels masked, for each of them
+    // its diagonal block, for `cmma`, with all but one of the levels masked, for each of them
     let mut diagonal = Sequence::<Left<E>>::new();
     if comptime!(by == Instruction::Cmma) {
         #[unroll]
@@ -119,17 +118,13 @@ pub(crate) fn gla_scan_intra_grad_kernel<
             diagonal.push(through_memory::<E>(&symmetric, &mut tiles, own, level));
         }
         sync_cube();
-    } else {
-        let symmetric = symmetric.as_vectorized();
-        diagonal.push(Left::<E>::load(symmetric, own * 16, own * 16, WIDE, false, by));
     }
 
-    for slice in 0..comptime!(padded.div_ceil(slice_len)) {
+    for slice in 0..slices {
         let i = slice * slice_len + channel;
         let one = f32::new(1.0);
-        if slice > 0 {
-            fetch_columns::<E, G>(q, k, gate, &mut fetched, &rows, head, i, spec);
-        }
+        let mut fetched = nothing_fetched::<E, G>();
+        fetch_columns::<E, G>(q, k, gate, &mut fetched, &rows, head, i, spec);
         // those of the first parts are on their way until the levels are done
         let quarters = comptime!(GROUP / 4);
         let early = comptime!(parts.min(2));
@@ -163,6 +158,12 @@ pub(crate) fn gla_scan_intra_grad_kernel<
         for _level in 0..LEVELS {
             acc.push(Acc::zero(by));
         }
+        // with `mma`: the block itself, anew for each slice, so that what is masked holds no registers
+        let mut block = Sequence::<Left<E>>::new();
+        if comptime!(by != Instruction::Cmma) {
+            let symmetric = symmetric.as_vectorized();
+            block.push(Left::<E>::load(symmetric, own * 16, own * 16, WIDE, false, by));
+        }
         #[unroll]
         for level in 0..4usize {
             if comptime!(by == Instruction::Cmma) {
@@ -176,7 +177,7 @@ pub(crate) fn gla_scan_intra_grad_kernel<
                     spec,
                 );
             } else {
-                let left = only_level::<E>(diagonal.index(0usize), level);
+                let left = only_level::<E>(block.index(0usize), level);
                 send::<E>(&left, &tiles, level, own, col, acc.index_mut(level), spec);
             }
         }

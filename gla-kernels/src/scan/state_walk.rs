@@ -8,7 +8,8 @@
 //! of the chunks that the state passes after this one. They are walked against its direction, last to first
 //! for `S` and first to last for `D`, so that `after` is a running product: one matrix product over all rows
 //! of the segment, whose accumulators nothing touches in between. A cube owns a rectangle of the state, a
-//! plane a smaller one, in registers.
+//! plane a smaller one, in registers. The direction is an argument: with a gate, and a
+//! key head for each query head, forward and backward launch the same compiled kernel.
 //!
 //! With `mma` tiles lie in shared memory twice: while some planes multiply what is in one half, others put
 //! the next chunk down in the other, and a chunk takes one barrier. With `cmma`, which has less room, once.
@@ -17,12 +18,13 @@ use cubecl::prelude::*;
 
 use super::CHUNK;
 use super::stage::{
-    Stage, fetch, fetch_factors, held, held_factors, put, rows_line, scale_columns, scale_rows,
+    Factors, Stage, fetch, fetch_factors, held, held_factors, put, rows_line, scale_columns,
+    scale_rows,
 };
 use super::walk_spec::{Decay, TOTAL, WalkShape, operands};
 use crate::Instruction;
 use crate::components::{
-    Acc, ChunkMap, Left, Right, Scratch, Slots, add_to, multiply, pair_position, step_chunk,
+    Acc, ChunkMap, Left, Right, Scratch, Slots, add_to, multiply, pair_position, step_either,
     zero_pairs,
 };
 
@@ -52,8 +54,8 @@ pub struct StateSpec {
     pub column_planes: usize,
     /// Where the decay lies.
     pub decay: Decay,
-    /// Last chunk first.
-    pub reversed: bool,
+    /// What the rows of `update` are multiplied with; from where in a line of decays follows from the direction.
+    pub factors: Factors,
     /// The tile instruction.
     pub instruction: Instruction,
 }
@@ -63,6 +65,7 @@ impl StateSpec {
     pub(crate) fn new(shape: WalkShape) -> Self {
         let WalkShape { dims, instruction, reversed, .. } = shape;
         let [q, k, depth_width] = operands(dims);
+        let decay = Decay::of(dims.gate);
         // blocks of a plane, planes of a cube, and at least how many of those lie along the values
         let (blocks, planes, across) = match instruction {
             Instruction::Mma => ((4, 4), 8, 2),
@@ -81,8 +84,11 @@ impl StateSpec {
             column_blocks: blocks.1,
             depth_planes,
             column_planes,
-            decay: Decay::of(dims.gate),
-            reversed,
+            decay,
+            factors: match decay.of_rows(reversed) {
+                Factors::Rows(_) => Factors::Rows(0),
+                factors => factors,
+            },
             instruction,
         };
         let most = dims.value_dim.div_ceil(16 * blocks.1).min((planes / depth_planes).max(1));
@@ -142,6 +148,7 @@ impl StateSpec {
 /// * `update`: `[rows, its heads, depth_width]`; `right`: `[rows, its heads, V]`
 /// * `decays`: `[chunks, H, stride]`, see [`Decay`], of rows; `channel_decays`: those of channels
 /// * `end`: out, `[lines, H, K, V]`
+/// * `reversed`: 1 for `D`, else 0
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
@@ -152,6 +159,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     end: &mut [f32],
     map: ChunkMap,
     tasks: usize,
+    reversed: u32,
     scale: f32,
     #[comptime] spec: StateSpec,
     #[comptime] in_half: bool,
@@ -167,7 +175,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     let by_columns = comptime!(spec.decay == Decay::Channels);
     let from_update = comptime!(spec.stage(spec.update_heads, spec.depth_width, depth));
     let from_right = comptime!(spec.stage(spec.right_heads, value_dim, columns));
-    let factors = comptime!(spec.decay.of_rows(spec.reversed));
+    let factors = comptime!(spec.factors);
 
     let task = CUBE_POS;
     if task >= tasks {
@@ -208,13 +216,15 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     }
     let own_line = map.line(line);
     let (first_chunk, count) = (own_line.first, own_line.count);
-    let backwards = comptime!(!spec.reversed);
+    let backwards = reversed == 0;
+    let factors_at =
+        select(backwards, comptime!(Decay::factors(false).1), comptime!(Decay::factors(true).1));
     if count > 0 {
-        let chunk = step_chunk(first_chunk, count, 0usize, backwards);
+        let chunk = step_either(first_chunk, count, 0usize, backwards);
         let rows = own_line.rows_of(chunk);
         fetch::<E, D>(update, &mut next_update, &rows, head, depth0, from_update);
         fetch::<E, C>(right, &mut next_right, &rows, head, column0, from_right);
-        let of_rows = rows_line(chunk, head, spec.heads);
+        let of_rows = rows_line(chunk, head, spec.heads) + factors_at;
         let one = f32::new(1.0);
         fetch_factors::<D>(decays, of_rows, &mut next_factors, scale, one, factors, from_update);
         fetch_decay::<D>(decays, channel_decays, &mut next_decay, chunk, head, depth0, spec);
@@ -222,7 +232,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     for step in 0..count {
         let half = step % buffers;
         let (update_at, right_at) = (half * update_len, half * right_len);
-        let chunk = step_chunk(first_chunk, count, step, backwards);
+        let chunk = step_either(first_chunk, count, step, backwards);
         let rows = own_line.rows_of(chunk);
         if by_columns {
             scale_columns::<E, D>(&mut next_update, &after, in_half, from_update);
@@ -244,11 +254,11 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
 
         // after the last it is read once more, for nothing: a branch would wait for what it reads
         let next_step = select(step + 1 < count, step + 1, step);
-        let next_chunk = step_chunk(first_chunk, count, next_step, backwards);
+        let next_chunk = step_either(first_chunk, count, next_step, backwards);
         let next_rows = own_line.rows_of(next_chunk);
         fetch::<E, D>(update, &mut next_update, &next_rows, head, depth0, from_update);
         fetch::<E, C>(right, &mut next_right, &next_rows, head, column0, from_right);
-        let of_rows = rows_line(next_chunk, head, spec.heads);
+        let of_rows = rows_line(next_chunk, head, spec.heads) + factors_at;
         let one = f32::new(1.0);
         fetch_factors::<D>(decays, of_rows, &mut next_factors, scale, one, factors, from_update);
         fetch_decay::<D>(decays, channel_decays, &mut next_decay, next_chunk, head, depth0, spec);
