@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 
 use super::CHUNK;
 use super::scores::{PLANES, lower_tile};
-use super::walk_spec::{Intra, WalkSpec};
+use super::walk_spec::{Direction, WalkSpec};
 use crate::components::{Acc, Left, Pair, Right, multiply};
 
 /// Pairs of the blocks on and below the diagonal.
@@ -70,10 +70,33 @@ pub(crate) fn add_intra<E: Float, N: Size, C: Size>(
     sums: &mut Sequence<Acc>,
     sharer: usize,
     plane_column: usize,
+    reversed: bool,
+    #[comptime] spec: WalkSpec,
+) {
+    if comptime!(spec.direction == Direction::Told) {
+        if reversed {
+            add_triangle::<E, N, C>(matrix, right_tile, sums, sharer, plane_column, true, spec);
+        } else {
+            add_triangle::<E, N, C>(matrix, right_tile, sums, sharer, plane_column, false, spec);
+        }
+    } else {
+        let upper = comptime!(spec.direction == Direction::Backward);
+        add_triangle::<E, N, C>(matrix, right_tile, sums, sharer, plane_column, upper, spec);
+    }
+}
+
+/// The same with the matrix, lower triangular, or `upper`, its transpose.
+#[cube]
+fn add_triangle<E: Float, N: Size, C: Size>(
+    matrix: &[Vector<E, N>],
+    right_tile: &[Vector<E, C>],
+    sums: &mut Sequence<Acc>,
+    sharer: usize,
+    plane_column: usize,
+    #[comptime] upper: bool,
     #[comptime] spec: WalkSpec,
 ) {
     let by = comptime!(spec.instruction);
-    let upper = comptime!(spec.intra == Intra::Upper);
     #[unroll]
     for s in 0..4usize {
         if takes_block(sharer, s, comptime!(spec.parts * spec.depth_planes)) {

@@ -7,7 +7,7 @@ use cubecl::server::Handle;
 use super::combine::{self, ChunkDecays};
 use super::stage::scales_in_half;
 use super::state_walk::StateSpec;
-use super::walk_spec::{Decay, Intra, ROWS_LEN, TOTAL, WalkShape, WalkSpec};
+use super::walk_spec::{Decay, ROWS_LEN, TOTAL, WalkShape, WalkSpec};
 use super::{CHUNK, ChunkSpec, intra_grad, padded, part_type, prepare, scores, state_walk, walk};
 use crate::launch::{Launcher, arg, cubes, widest_vector};
 use crate::{Instruction, ScanBlueprint};
@@ -37,6 +37,7 @@ pub(crate) struct Ends {
 /// One walk: what it reads and writes, and as what.
 pub(crate) struct Walk<'a> {
     pub spec: WalkSpec,
+    pub reversed: bool,
     pub left: &'a Handle,
     pub update: &'a Handle,
     pub right: &'a Handle,
@@ -361,11 +362,11 @@ impl Launcher<'_, ScanBlueprint> {
                 read(walk.right, rows * spec.right_heads * spec.width / wide),
                 self.decays(walk.decays),
                 match spec.intra {
-                    Intra::None => none(),
-                    _ => read(
+                    true => read(
                         walk.intra,
                         self.lines.num_chunks * spec.heads * CHUNK * CHUNK / across,
                     ),
+                    false => none(),
                 },
                 probe,
                 self.arg_or_nothing(walk.start, ends_len),
@@ -378,6 +379,7 @@ impl Launcher<'_, ScanBlueprint> {
                 rows,
                 self.lines.num_chunks,
                 tasks,
+                walk.reversed.into(),
                 self.problem.scale,
                 power_of_two(self.problem.scale),
                 spec,

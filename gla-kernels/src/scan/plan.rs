@@ -21,6 +21,7 @@ pub(crate) fn forward(launcher: &Launcher<ScanBlueprint>, args: &ForwardArgs) {
     let (o, o_type) = launcher.parts(&args.o, dims.heads, dims.value_dim, spec.parts);
     launcher.walk(Walk {
         spec,
+        reversed: false,
         left: &made.qt,
         update: &made.kt,
         right: &args.v,
@@ -54,6 +55,7 @@ pub(crate) fn backward(launcher: &Launcher<ScanBlueprint>, args: &BackwardArgs) 
     let (dv, dv_type) = launcher.parts(&args.dv, dims.kv_heads, dims.value_dim, spec.parts);
     launcher.walk(Walk {
         spec,
+        reversed: true,
         left: &made.kt,
         update: &made.qt,
         right: d_o,
@@ -157,6 +159,7 @@ fn key_walks(
     let trace = gated.then(|| launcher.scratch_like(chunk_heads * spec.trace_len()));
     launcher.walk(Walk {
         spec,
+        reversed: true,
         left: v,
         update: d_o,
         right: &made.qt,
@@ -173,6 +176,7 @@ fn key_walks(
     let spec = WalkSpec::keys(launcher.shape(false));
     launcher.walk(Walk {
         spec,
+        reversed: false,
         left: d_o,
         update: v,
         right: &made.kt,

@@ -179,8 +179,8 @@ pub enum Factors {
     None,
     /// The scale.
     Scale,
-    /// The rows' decays, from this one of a line on.
-    Rows(usize),
+    /// The rows' decays, see [`row_factors`].
+    Rows,
 }
 
 /// Factors that each unit holds, one for each vector.
@@ -199,28 +199,30 @@ pub(crate) fn rows_line(chunk: usize, head: usize, #[comptime] heads: usize) -> 
     (chunk * heads + head) * ROWS_LEN
 }
 
-/// Reads the factors of a unit's share of a tile, times one more, into registers, from where a line of rows'
-/// decays begins.
+/// Where a line of the rows' decays has the factors of the outputs, and those of the update.
+#[cube]
+pub(crate) fn row_factors(reversed: bool) -> (usize, usize) {
+    (select(reversed, CHUNK, 0usize), select(reversed, 0usize, CHUNK))
+}
+
+/// Reads the factors of a unit's share of a tile, times one more, into registers, from where those of the
+/// rows begin.
 #[cube]
 pub(crate) fn fetch_factors<N: Size>(
     decays: &[f32],
-    line: usize,
+    first: usize,
     out: &mut Array<f32>,
     scale: f32,
     times: f32,
     #[comptime] factors: Factors,
     #[comptime] from: Stage,
 ) {
-    let (first, by_rows) = comptime!(match factors {
-        Factors::Rows(first) => (first, true),
-        _ => (0, false),
-    });
     if comptime!(factors != Factors::None) {
         #[unroll]
         for n in 0..held::<N>(from) {
-            if by_rows {
+            if comptime!(factors == Factors::Rows) {
                 let (row, _column) = place::<N>(n, from);
-                out[n] = decays[line + first + select(row < CHUNK, row, 0usize)] * times;
+                out[n] = decays[first + select(row < CHUNK, row, 0usize)] * times;
             } else {
                 out[n] = scale * times;
             }

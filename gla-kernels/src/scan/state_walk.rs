@@ -8,8 +8,8 @@
 //! of the chunks that the state passes after this one. They are walked against its direction, last to first
 //! for `S` and first to last for `D`, so that `after` is a running product: one matrix product over all rows
 //! of the segment, whose accumulators nothing touches in between. A cube owns a rectangle of the state, a
-//! plane a smaller one, in registers. The direction is an argument: with a gate, and a
-//! key head for each query head, forward and backward launch the same compiled kernel.
+//! plane a smaller one, in registers. The direction is an argument: with a gate, and a key head for each
+//! query head, forward and backward launch the same compiled kernel.
 //!
 //! With `mma` tiles lie in shared memory twice: while some planes multiply what is in one half, others put
 //! the next chunk down in the other, and a chunk takes one barrier. With `cmma`, which has less room, once.
@@ -18,8 +18,8 @@ use cubecl::prelude::*;
 
 use super::CHUNK;
 use super::stage::{
-    Factors, Stage, fetch, fetch_factors, held, held_factors, put, rows_line, scale_columns,
-    scale_rows,
+    Factors, Stage, fetch, fetch_factors, held, held_factors, put, row_factors, rows_line,
+    scale_columns, scale_rows,
 };
 use super::walk_spec::{Decay, TOTAL, WalkShape, operands};
 use crate::Instruction;
@@ -54,7 +54,7 @@ pub struct StateSpec {
     pub column_planes: usize,
     /// Where the decay lies.
     pub decay: Decay,
-    /// What the rows of `update` are multiplied with; from where in a line of decays follows from the direction.
+    /// What the rows of `update` are multiplied with.
     pub factors: Factors,
     /// The tile instruction.
     pub instruction: Instruction,
@@ -85,10 +85,7 @@ impl StateSpec {
             depth_planes,
             column_planes,
             decay,
-            factors: match decay.of_rows(reversed) {
-                Factors::Rows(_) => Factors::Rows(0),
-                factors => factors,
-            },
+            factors: decay.of_rows(reversed),
             instruction,
         };
         let most = dims.value_dim.div_ceil(16 * blocks.1).min((planes / depth_planes).max(1));
@@ -217,8 +214,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     let own_line = map.line(line);
     let (first_chunk, count) = (own_line.first, own_line.count);
     let backwards = reversed == 0;
-    let factors_at =
-        select(backwards, comptime!(Decay::factors(false).1), comptime!(Decay::factors(true).1));
+    let (_, factors_at) = row_factors(reversed != 0);
     if count > 0 {
         let chunk = step_either(first_chunk, count, 0usize, backwards);
         let rows = own_line.rows_of(chunk);

@@ -14,6 +14,9 @@
 //! | `dq` | first to last | `do` | `v` | `kt` | `S^T [V, K]` | `dA` |
 //! | `dk` | last to first | `v` | `do` | `qt` | `D^T [V, K]` | `dA^T` |
 //!
+//! With a gate, and a key head for each query head, `o` and `dv` are one compiled kernel, which is told its
+//! direction: a first call compiles less. So are `dq` and `dk` of a vector gate.
+//!
 //! `S` is the state before the chunk, `D` the gradient of the state after it. The `dk` walk leaves
 //! `D` for the `dq` walk, which forms the products `sum_j S[i, j] D[i, j]` that `dg` needs.
 //!
@@ -39,14 +42,14 @@ use super::gate_terms::{dot_rows, leave_state, multiply_states, pairs_in_place, 
 use super::intra::{add_intra, fetch_blocks, held_blocks, put_blocks};
 use super::outputs::{stage_pairs, write_pairs, write_staged};
 use super::stage::{
-    Factors, fetch, fetch_decays, fetch_factors, held, held_factors, put, put_decays, rows_line,
-    scale_rows,
+    Factors, fetch, fetch_decays, fetch_factors, held, held_factors, put, put_decays, row_factors,
+    rows_line, scale_rows,
 };
-use super::walk_spec::{Decay, Intra, KeyAxis, TOTAL, Trace, WalkSpec};
+use super::walk_spec::{Decay, Direction, KeyAxis, TOTAL, WalkSpec};
 use crate::Instruction;
 use crate::components::{
     Acc, ChunkMap, ChunkRows, Left, Pair, Right, Scratch, add_to, multiply, pair_position, scaled,
-    step_chunk, zero_pairs,
+    step_either, zero_pairs,
 };
 
 /// * `left`, `update`: `[rows, heads of each, depth_width]`; `right`: `[rows, its heads, width]`
@@ -58,7 +61,8 @@ use crate::components::{
 /// * `out`: `[parts, rows, H, width]`, or `[parts, chunks, H, width, 64]` if `spec.by_channel()`; of the
 ///   type of the operands if `rounds_out`
 /// * `trace`: scratch `[chunks, H, trace_len]`
-/// * `products`: out of `Trace::Read`, `[shares, chunks, H, padded]`
+/// * `products`: out forward if `spec.traced`, `[shares, chunks, H, padded]`
+/// * `reversed`: 1 if from the last chunk on, else 0
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn gla_walk_kernel<
@@ -87,6 +91,7 @@ pub(crate) fn gla_walk_kernel<
     num_rows: usize,
     num_chunks: usize,
     tasks: usize,
+    reversed: u32,
     scale: f32,
     near: f32,
     #[comptime] spec: WalkSpec,
@@ -96,6 +101,13 @@ pub(crate) fn gla_walk_kernel<
     #[comptime] rounds_out: bool,
     #[define(E, O)] _dtypes: [ElemType; 2],
 ) {
+    let reversed = if comptime!(spec.direction == Direction::Told) {
+        reversed != 0
+    } else {
+        comptime!(spec.direction == Direction::Backward).runtime()
+    };
+    let (outs_at, updates_at) = row_factors(reversed);
+    let state_scale = select(reversed, f32::new(1.0), scale);
     let by = comptime!(spec.instruction);
     let takes_turns = comptime!(spec.takes_turns());
     let plane_depth = comptime!(spec.plane_depth);
@@ -106,7 +118,7 @@ pub(crate) fn gla_walk_kernel<
     let (key_dim, value_dim) = comptime!(spec.state);
     let keys_deep = comptime!(spec.keys == KeyAxis::Depth);
     let (stages_out, by_channel) = comptime!((spec.stages_out(), spec.by_channel()));
-    let has_intra = comptime!(spec.intra != Intra::None);
+    let has_intra = comptime!(spec.intra);
     let by_rows = comptime!(spec.decay == Decay::Rows);
     let scales_state = comptime!(spec.scales_state());
     let (of_left, of_update) = comptime!((spec.of_left(), spec.of_update()));
@@ -114,13 +126,13 @@ pub(crate) fn gla_walk_kernel<
     let scales_left = comptime!(of_left != Factors::None);
     // the power of two next to the scale, where the products take it instead of `update`
     let (added, taken) = if comptime!(spec.splits_scale()) {
+        let near = select(reversed, near, 1.0);
         (near, 1.0 / near)
     } else {
         (f32::new(1.0), f32::new(1.0))
     };
     // matrices are written from where and to where 16 bytes begin
     let writes_matrices = comptime!(spec.width.is_multiple_of(if rounds_out { 8 } else { 4 }));
-    let (out_factors, _) = comptime!(Decay::factors(spec.reversed));
     let depth_stride = comptime!(depth + 8);
     let column_stride = comptime!(columns + 8);
     let from_left = comptime!(spec.stage(spec.left_heads, spec.depth_width, depth));
@@ -226,12 +238,12 @@ pub(crate) fn gla_walk_kernel<
     let own_line = map.line(line);
     let (first_chunk, count) = (own_line.first, own_line.count);
     if count > 0 {
-        let chunk = step_chunk(first_chunk, count, 0usize, spec.reversed);
+        let chunk = step_either(first_chunk, count, 0usize, reversed);
         let rows = own_line.rows_of(chunk);
         fetch::<E, D>(left, &mut next_left, &rows, head, depth0, from_left);
         fetch_factors::<D>(
             decays,
-            rows_line(chunk, head, spec.heads),
+            rows_line(chunk, head, spec.heads) + outs_at,
             &mut left_factors,
             scale,
             f32::new(1.0),
@@ -246,17 +258,17 @@ pub(crate) fn gla_walk_kernel<
         fetch_decays(decays, &mut next_decays, chunk, head, decay0, decay_line);
         if !takes_turns {
             fetch::<E, D>(update, &mut next_update, &rows, head, depth0, from_update);
-            let of_rows = rows_line(chunk, head, spec.heads);
+            let of_rows = rows_line(chunk, head, spec.heads) + updates_at;
             let out = &mut update_factors;
             fetch_factors::<D>(decays, of_rows, out, scale, taken, of_update, from_update);
         }
     }
     for step in 0..count {
-        let chunk = step_chunk(first_chunk, count, step, spec.reversed);
+        let chunk = step_either(first_chunk, count, step, reversed);
         let rows = own_line.rows_of(chunk);
         // after the last it is read once more, for nothing: a branch would wait for what it reads
         let next_step = select(step + 1 < count, step + 1, step);
-        let next_chunk = step_chunk(first_chunk, count, next_step, spec.reversed);
+        let next_chunk = step_either(first_chunk, count, next_step, reversed);
         let next_rows = own_line.rows_of(next_chunk);
         // with `mma` of this chunk and the next in turn: the last planes to scale their state still read the
         // one when the first put down the other
@@ -274,10 +286,12 @@ pub(crate) fn gla_walk_kernel<
         let trace_from = (chunk * spec.heads + head) * comptime!(spec.trace_len() / left_at_once)
             + (tile * spec.parts + part) * comptime!(traces * units);
         let mut traced = Array::<Vector<E, R>>::new(traces);
-        if comptime!(spec.trace == Trace::Read) {
-            #[unroll]
-            for n in 0..traces {
-                traced[n] = trace[trace_from + n * units + unit];
+        if comptime!(spec.traced && spec.direction != Direction::Backward) {
+            if !reversed {
+                #[unroll]
+                for n in 0..traces {
+                    traced[n] = trace[trace_from + n * units + unit];
+                }
             }
         }
         // on their way while the products run
@@ -316,7 +330,7 @@ pub(crate) fn gla_walk_kernel<
                 let at = comptime!(n / 4 * 4 * terms + n % 4);
                 own[at] = pair;
                 if scales_state {
-                    own[at] *= Vector::new(scale);
+                    own[at] *= Vector::new(state_scale);
                 }
                 if comptime!(spec.precise) {
                     own[at + 4] = pair - Vector::cast_from(Pair::<E>::cast_from(pair));
@@ -347,7 +361,7 @@ pub(crate) fn gla_walk_kernel<
             #[unroll]
             for i in 0..16usize {
                 let (row, _col) = pair_position(i % 4);
-                let factor = decay_tiles[decay_at + out_factors + (i / 4) * 16 + row];
+                let factor = decay_tiles[decay_at + outs_at + (i / 4) * 16 + row];
                 acc[i] *= Vector::new(factor);
             }
         }
@@ -371,7 +385,7 @@ pub(crate) fn gla_walk_kernel<
         if takes_turns {
             sync_cube();
             let out = &mut update_factors;
-            fetch_factors::<D>(&decay_tiles, 0usize, out, scale, taken, of_update, from_update);
+            fetch_factors::<D>(&decay_tiles, updates_at, out, scale, taken, of_update, from_update);
             scale_rows::<E, D>(&mut next_update, &update_factors, of_update, in_half, from_update);
             put::<E, D>(&next_update, &mut left_tile, rows.len, depth0, from_update);
             if has_intra {
@@ -385,6 +399,7 @@ pub(crate) fn gla_walk_kernel<
                     &mut sums,
                     sharer,
                     plane_column,
+                    reversed,
                     spec,
                 );
                 add_to::<E>(&sums, &mut acc, &mut scratch, f32::new(1.0), 0usize, by);
@@ -393,18 +408,23 @@ pub(crate) fn gla_walk_kernel<
             scale_rows::<E, D>(&mut next_update, &update_factors, of_update, in_half, from_update);
             put::<E, D>(&next_update, &mut update_tile, rows.len, depth0, from_update);
             fetch::<E, D>(update, &mut next_update, &next_rows, head, depth0, from_update);
-            let of_rows = rows_line(next_chunk, head, spec.heads);
+            let of_rows = rows_line(next_chunk, head, spec.heads) + updates_at;
             let out = &mut update_factors;
             fetch_factors::<D>(decays, of_rows, out, scale, taken, of_update, from_update);
         }
 
-        if comptime!(spec.trace == Trace::Write) {
-            leave_state::<E, R>(&state, trace, trace_from, spec);
+        if comptime!(spec.traced && spec.direction != Direction::Forward) {
+            if reversed {
+                leave_state::<E, R>(&state, trace, trace_from, spec);
+            }
         }
-        if comptime!(spec.trace == Trace::Read) {
-            let at = (((part * sharing + depth_plane) * num_chunks + chunk) * spec.heads + head)
-                * spec.padded;
-            multiply_states::<E, R>(&state, &traced, products, at, own_column, spec);
+        if comptime!(spec.traced && spec.direction != Direction::Backward) {
+            if !reversed {
+                let at = (((part * sharing + depth_plane) * num_chunks + chunk) * spec.heads
+                    + head)
+                    * spec.padded;
+                multiply_states::<E, R>(&state, &traced, products, at, own_column, spec);
+            }
         }
         // `right^T`; with `mma` the tile is the next chunk's after the barrier
         let mut lefts = Sequence::<Left<E>>::new();
@@ -413,7 +433,7 @@ pub(crate) fn gla_walk_kernel<
             let (row, col) = (s * 16, plane_column);
             let left = Left::<E>::load(&right_tile, row, col, column_stride, true, by);
             if comptime!(of_right != Factors::None) {
-                let factors = factors_of_right(&decay_tiles, decay_at, s, scale, spec);
+                let factors = factors_of_right(&decay_tiles, decay_at + updates_at, s, scale, spec);
                 lefts.push(scaled::<E>(&left, &factors));
             } else {
                 lefts.push(left);
@@ -424,7 +444,7 @@ pub(crate) fn gla_walk_kernel<
         fetch::<E, D>(left, &mut next_left, &next_rows, head, depth0, from_left);
         fetch_factors::<D>(
             decays,
-            rows_line(next_chunk, head, spec.heads),
+            rows_line(next_chunk, head, spec.heads) + outs_at,
             &mut left_factors,
             scale,
             f32::new(1.0),
@@ -451,6 +471,7 @@ pub(crate) fn gla_walk_kernel<
                     &mut sums,
                     sharer,
                     plane_column,
+                    reversed,
                     spec,
                 );
             }
@@ -559,12 +580,11 @@ fn pairs_of(chunk: usize, head: usize, #[comptime] spec: WalkSpec) -> ChunkRows 
 #[cube]
 fn factors_of_right(
     decay_tiles: &[f32],
-    decay_at: usize,
+    first: usize,
     #[comptime] s: usize,
     scale: f32,
     #[comptime] spec: WalkSpec,
 ) -> Array<Pair<f32>> {
-    let (_, first) = comptime!(Decay::factors(spec.reversed));
     let mut factors = Array::<Pair<f32>>::new(2usize);
     #[unroll]
     for half in 0..2usize {
@@ -572,11 +592,8 @@ fn factors_of_right(
         #[unroll]
         for e in 0..2usize {
             let row = s * 16 + 8 * half + 2 * (UNIT_POS_PLANE as usize % 4) + e;
-            let own = if comptime!(spec.decay == Decay::Rows) {
-                decay_tiles[decay_at + first + row]
-            } else {
-                scale
-            };
+            let own =
+                if comptime!(spec.decay == Decay::Rows) { decay_tiles[first + row] } else { scale };
             factor.insert(e, own);
         }
         factors[half] = factor;

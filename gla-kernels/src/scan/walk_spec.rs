@@ -15,26 +15,26 @@ pub enum KeyAxis {
     Columns,
 }
 
-/// The intra-chunk matrix in the output.
+/// The order of the chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Intra {
-    /// Not at all.
-    None,
-    /// `A`, lower triangular.
-    Lower,
-    /// `A^T`.
-    Upper,
+pub enum Direction {
+    /// First to last: `o` and `dq`.
+    Forward,
+    /// Last to first: `dv` and `dk`.
+    Backward,
+    /// As an argument of the kernel says, which is compiled once for both.
+    Told,
 }
 
-/// What a walk does with the state gradients that `dg` needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Trace {
-    /// Nothing.
-    None,
-    /// Writes its state before each chunk.
-    Write,
-    /// Reads what was written and sums its products with the own state.
-    Read,
+impl Direction {
+    /// `alike`: whether with a key head for each query head the walks differ in nothing else.
+    fn of(dims: Dims, reversed: bool, alike: bool) -> Self {
+        match (alike && dims.heads == dims.kv_heads, reversed) {
+            (true, _) => Direction::Told,
+            (false, false) => Direction::Forward,
+            (false, true) => Direction::Backward,
+        }
+    }
 }
 
 /// Where the decay lies.
@@ -64,15 +64,10 @@ impl Decay {
     /// the scale, which in a call without a gate no operand holds.
     pub fn of_rows(self, reversed: bool) -> Factors {
         match (self, reversed) {
-            (Decay::Rows, _) => Factors::Rows(Decay::factors(reversed).1),
+            (Decay::Rows, _) => Factors::Rows,
             (Decay::None, true) => Factors::Scale,
             _ => Factors::None,
         }
-    }
-
-    /// Where a line of the rows' decays has the factors of the outputs, and those of the update.
-    pub fn factors(reversed: bool) -> (usize, usize) {
-        if reversed { (CHUNK, 0) } else { (0, CHUNK) }
     }
 }
 
@@ -115,12 +110,13 @@ pub struct WalkSpec {
     pub decay: Decay,
     /// Where the key channels are.
     pub keys: KeyAxis,
-    /// Last chunk first.
-    pub reversed: bool,
-    /// The intra-chunk matrix.
-    pub intra: Intra,
-    /// For `dg`.
-    pub trace: Trace,
+    /// The order of the chunks.
+    pub direction: Direction,
+    /// Whether the output has the intra-chunk matrix: forward `A`, lower triangular, backward `A^T`.
+    pub intra: bool,
+    /// Whether the products of states and their gradients are formed, for `dg`: backward the states before
+    /// each chunk are written, forward they are read, and multiplied with the own.
+    pub traced: bool,
     /// Whether the rows of `left state` are multiplied with those of `probe`: for `dg` as well.
     pub dots: bool,
     /// Whether `dg` sees the state in twice the precision of the operands. The gradient of a fixed gate
@@ -231,7 +227,9 @@ impl WalkSpec {
             update_heads: if reversed { q } else { k },
             right_heads: if reversed { dims.heads } else { dims.kv_heads },
             keys: KeyAxis::Depth,
-            intra: if reversed { Intra::Upper } else { Intra::Lower },
+            // without a gate the scale is not in the same operand
+            direction: Direction::of(dims, reversed, dims.gate.is_some()),
+            intra: true,
             ..Self::tiled(shape, tile, depth, dims.value_dim)
         }
     }
@@ -246,16 +244,10 @@ impl WalkSpec {
             right_heads: if reversed { q } else { k },
             probe_heads: if reversed { k } else { q },
             keys: KeyAxis::Columns,
-            intra: match (decay, reversed) {
-                (Decay::Channels, _) => Intra::None,
-                (_, true) => Intra::Upper,
-                (_, false) => Intra::Lower,
-            },
-            trace: match (decay, reversed) {
-                (Decay::None, _) => Trace::None,
-                (_, true) => Trace::Write,
-                (_, false) => Trace::Read,
-            },
+            // with the rows' products there are no registers left for what the other direction needs
+            direction: Direction::of(dims, reversed, decay == Decay::Channels),
+            intra: decay != Decay::Channels,
+            traced: decay != Decay::None,
             dots: decay == Decay::Rows,
             precise: dims.gate == GateKind::Fixed,
             ..Self::tiled(shape, tile, dims.value_dim, width)
@@ -283,9 +275,9 @@ impl WalkSpec {
             padded: padded(shape.dims),
             decay: Decay::of(shape.dims.gate),
             keys: KeyAxis::Depth,
-            reversed: shape.reversed,
-            intra: Intra::None,
-            trace: Trace::None,
+            direction: Direction::of(shape.dims, shape.reversed, false),
+            intra: false,
+            traced: false,
             dots: false,
             precise: false,
             instruction: shape.instruction,
@@ -312,7 +304,7 @@ impl WalkSpec {
         self.width.div_ceil(self.columns())
     }
 
-    /// Sums that `Trace::Read` leaves for each key channel.
+    /// Sums that a walk forward leaves for each key channel, if `traced`.
     pub const fn shares(&self) -> usize {
         self.parts * self.depth_planes
     }
@@ -322,12 +314,12 @@ impl WalkSpec {
         self.parts * self.tiles()
     }
 
-    /// Numbers that `Trace::Write` leaves of a unit.
+    /// Numbers that a walk backward leaves of a unit.
     pub const fn traces(&self) -> usize {
         self.plane_depth / if self.precise { 1 } else { 2 }
     }
 
-    /// Numbers that `Trace::Write` leaves of one chunk and head.
+    /// Numbers that it leaves of one chunk and head.
     pub const fn trace_len(&self) -> usize {
         self.tiles() * self.parts * self.traces() * self.units()
     }
@@ -341,7 +333,7 @@ impl WalkSpec {
     /// those backward the update takes it, or the queries hold it; a line of rows' decays holds it.)
     pub fn scales_state(&self) -> bool {
         let held = self.decay == Decay::Channels && self.keys == KeyAxis::Depth;
-        !self.reversed && self.decay != Decay::Rows && !held
+        self.direction != Direction::Backward && self.decay != Decay::Rows && !held
     }
 
     /// Elements of the output for so many rows and chunks.
@@ -393,7 +385,7 @@ impl WalkSpec {
 
     /// Elements of an own tile of the intra-chunk matrix.
     pub fn pairs_len(&self) -> usize {
-        let own = self.intra != Intra::None && !self.takes_turns();
+        let own = self.intra && !self.takes_turns();
         if own { CHUNK * (CHUNK + 8) } else { 8 }
     }
 
@@ -409,7 +401,7 @@ impl WalkSpec {
 
     /// Pairs of the scratch at least: it has the intra-chunk matrix too where tiles take turns.
     pub fn least_halves(&self) -> usize {
-        if self.intra == Intra::None { 0 } else { BLOCK_PAIRS }
+        if self.intra { BLOCK_PAIRS } else { 0 }
     }
 
     /// Pieces of decays in shared memory: this chunk's, and the next one's where no barrier ends a chunk.
@@ -423,15 +415,19 @@ impl WalkSpec {
     /// take turns `right` is in the intra-chunk product too, and `update` takes them all the same.
     pub fn of_update(&self) -> Factors {
         match self.takes_turns() || self.keys == KeyAxis::Depth {
-            true => self.decay.of_rows(self.reversed),
+            true => self.of_rows(),
             false => Factors::None,
         }
+    }
+
+    fn of_rows(&self) -> Factors {
+        self.decay.of_rows(self.direction == Direction::Backward)
     }
 
     /// Those that `right` takes.
     pub fn of_right(&self) -> Factors {
         match self.of_update() {
-            Factors::None => self.decay.of_rows(self.reversed),
+            Factors::None => self.of_rows(),
             _ => Factors::None,
         }
     }
@@ -439,14 +435,16 @@ impl WalkSpec {
     /// Whether the power of two next to a scale that `update` takes is left to the products, when they are
     /// added to the state: where they are added, for `update` may be a small gradient.
     pub fn splits_scale(&self) -> bool {
-        self.takes_turns() && self.reversed && self.of_update() != Factors::None
+        self.takes_turns()
+            && self.direction != Direction::Forward
+            && self.of_update() != Factors::None
     }
 
     /// The decays of its rows that `left` takes on its way to shared memory. Else the outputs take them, for
     /// which matrices have to become pairs; the dot products want them so anyway.
     pub fn of_left(&self) -> Factors {
         match self.takes_turns() && self.decay == Decay::Rows && !self.dots {
-            true => Factors::Rows(Decay::factors(self.reversed).0),
+            true => Factors::Rows,
             false => Factors::None,
         }
     }
