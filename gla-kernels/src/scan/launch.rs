@@ -76,7 +76,9 @@ impl Launcher<'_, ScanBlueprint> {
     /// What a walk along the lines depends on.
     pub fn shape(&self, reversed: bool) -> WalkShape {
         let instruction = self.blueprint.instruction;
-        WalkShape::new(self.problem.dims, instruction, &self.limits, self.lines.count, reversed)
+        let dims = self.problem.dims;
+        let shape = WalkShape::new(dims, instruction, &self.limits, self.lines.count, reversed);
+        WalkShape { segmented: self.lines.segmented, ..shape }
     }
 
     /// The states between the lines for a walk with `update` and `right`, from `start` to `end` of

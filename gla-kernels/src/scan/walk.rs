@@ -119,6 +119,8 @@ pub(crate) fn gla_walk_kernel<
     let keys_deep = comptime!(spec.keys == KeyAxis::Depth);
     let (stages_out, by_channel) = comptime!((spec.stages_out(), spec.by_channel()));
     let has_intra = comptime!(spec.intra);
+    let may_write = comptime!(spec.traced && spec.direction != Direction::Forward);
+    let may_read = comptime!(spec.traced && spec.direction != Direction::Backward);
     let by_rows = comptime!(spec.decay == Decay::Rows);
     let scales_state = comptime!(spec.scales_state());
     let (of_left, of_update) = comptime!((spec.of_left(), spec.of_update()));
@@ -286,12 +288,10 @@ pub(crate) fn gla_walk_kernel<
         let trace_from = (chunk * spec.heads + head) * comptime!(spec.trace_len() / left_at_once)
             + (tile * spec.parts + part) * comptime!(traces * units);
         let mut traced = Array::<Vector<E, R>>::new(traces);
-        if comptime!(spec.traced && spec.direction != Direction::Backward) {
-            if !reversed {
-                #[unroll]
-                for n in 0..traces {
-                    traced[n] = trace[trace_from + n * units + unit];
-                }
+        if comptime!(may_read) && !reversed {
+            #[unroll]
+            for n in 0..traces {
+                traced[n] = trace[trace_from + n * units + unit];
             }
         }
         // on their way while the products run
@@ -413,18 +413,13 @@ pub(crate) fn gla_walk_kernel<
             fetch_factors::<D>(decays, of_rows, out, scale, taken, of_update, from_update);
         }
 
-        if comptime!(spec.traced && spec.direction != Direction::Forward) {
-            if reversed {
-                leave_state::<E, R>(&state, trace, trace_from, spec);
-            }
+        if comptime!(may_write) && reversed {
+            leave_state::<E, R>(&state, trace, trace_from, spec);
         }
-        if comptime!(spec.traced && spec.direction != Direction::Backward) {
-            if !reversed {
-                let at = (((part * sharing + depth_plane) * num_chunks + chunk) * spec.heads
-                    + head)
-                    * spec.padded;
-                multiply_states::<E, R>(&state, &traced, products, at, own_column, spec);
-            }
+        if comptime!(may_read) && !reversed {
+            let at = (((part * sharing + depth_plane) * num_chunks + chunk) * spec.heads + head)
+                * spec.padded;
+            multiply_states::<E, R>(&state, &traced, products, at, own_column, spec);
         }
         // `right^T`; with `mma` the tile is the next chunk's after the barrier
         let mut lefts = Sequence::<Left<E>>::new();

@@ -159,10 +159,12 @@ pub(crate) struct WalkShape {
     pub units: usize,
     /// Last chunk first.
     pub reversed: bool,
+    /// Whether the walks go along segments, whose states other kernels find first.
+    pub segmented: bool,
 }
 
 impl WalkShape {
-    /// `count` walks for each head on a device.
+    /// `count` walks for each head on a device, along sequences.
     pub fn new(
         dims: Dims,
         instruction: Instruction,
@@ -178,6 +180,7 @@ impl WalkShape {
             shared_memory: limits.shared_memory,
             units: limits.units,
             reversed,
+            segmented: false,
         }
     }
 }
@@ -220,15 +223,22 @@ impl WalkSpec {
     }
 
     fn values_with(shape: WalkShape, tile: (usize, usize)) -> Self {
-        let WalkShape { dims, reversed, .. } = shape;
+        let WalkShape { dims, reversed, segmented, .. } = shape;
         let [q, k, depth] = operands(dims);
+        let alike = match Decay::of(dims.gate) {
+            // the scale is not in the same operand
+            Decay::None => false,
+            // past a choice of the matrix the next chunk is not read as early: a tenth of a short walk. Where
+            // segments take more kernels it is a fiftieth
+            Decay::Rows => segmented,
+            Decay::Channels => true,
+        };
         WalkSpec {
             left_heads: if reversed { k } else { q },
             update_heads: if reversed { q } else { k },
             right_heads: if reversed { dims.heads } else { dims.kv_heads },
             keys: KeyAxis::Depth,
-            // without a gate the scale is not in the same operand
-            direction: Direction::of(dims, reversed, dims.gate.is_some()),
+            direction: Direction::of(dims, reversed, alike),
             intra: true,
             ..Self::tiled(shape, tile, depth, dims.value_dim)
         }
@@ -238,19 +248,21 @@ impl WalkSpec {
         let WalkShape { dims, reversed, .. } = shape;
         let [q, k, width] = operands(dims);
         let decay = Decay::of(dims.gate);
+        let tiled = Self::tiled(shape, tile, dims.value_dim, width);
+        // registers that hold what either direction needs: not with the products of rows, nor in wider cubes
+        let alike = decay == Decay::Channels && tiled.units() <= 256;
         WalkSpec {
             left_heads: if reversed { dims.kv_heads } else { dims.heads },
             update_heads: if reversed { dims.heads } else { dims.kv_heads },
             right_heads: if reversed { q } else { k },
             probe_heads: if reversed { k } else { q },
             keys: KeyAxis::Columns,
-            // with the rows' products there are no registers left for what the other direction needs
-            direction: Direction::of(dims, reversed, decay == Decay::Channels),
+            direction: Direction::of(dims, reversed, alike),
             intra: decay != Decay::Channels,
             traced: decay != Decay::None,
             dots: decay == Decay::Rows,
             precise: dims.gate == GateKind::Fixed,
-            ..Self::tiled(shape, tile, dims.value_dim, width)
+            ..tiled
         }
     }
 
