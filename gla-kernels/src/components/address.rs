@@ -113,15 +113,10 @@ fn chunk_at(start: usize, left: usize, #[comptime] rows: usize) -> ChunkRows {
     ChunkRows { start, len: select(left < rows, left, rows.runtime()) }
 }
 
-/// The chunk of a step along `count` chunks from `first`.
+/// The chunk of a step along `count` chunks from `first`. The direction is known to the compiler or told when
+/// the kernel runs.
 #[cube]
-pub fn step_chunk(first: usize, count: usize, step: usize, #[comptime] reversed: bool) -> usize {
-    if reversed { first + count - 1 - step } else { first + step }
-}
-
-/// The same in a direction that the kernel is told when it runs: one kernel for both.
-#[cube]
-pub fn step_either(first: usize, count: usize, step: usize, reversed: bool) -> usize {
+pub fn step_chunk(first: usize, count: usize, step: usize, reversed: bool) -> usize {
     select(reversed, first + count - 1 - step, first + step)
 }
 

@@ -7,7 +7,7 @@
 
 use cubecl::prelude::*;
 
-use crate::components::{ChunkMap, step_either};
+use crate::components::{ChunkMap, step_chunk};
 use crate::{Dims, MAX_SEGMENTS};
 
 /// Units of a cube.
@@ -77,7 +77,7 @@ pub(crate) fn gla_combine_kernel(
             state = start[own];
         }
         for step in 0..count {
-            let segment = step_either(0usize, count, step, reversed != 0);
+            let segment = step_chunk(0usize, count, step, reversed != 0);
             let at = (((first + segment) * dims.heads + head) * dims.key_dim + i) * dims.value_dim;
             starts[at + j] = state;
             state = state * totals[segment] + added[at + j];

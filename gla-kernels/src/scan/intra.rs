@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 
 use super::CHUNK;
 use super::scores::{PLANES, lower_tile};
-use super::walk_spec::{Direction, WalkSpec};
+use super::walk_spec::WalkSpec;
 use crate::components::{Acc, Left, Pair, Right, multiply};
 
 /// Pairs of the blocks on and below the diagonal.
@@ -73,15 +73,10 @@ pub(crate) fn add_intra<E: Float, N: Size, C: Size>(
     reversed: bool,
     #[comptime] spec: WalkSpec,
 ) {
-    if comptime!(spec.direction == Direction::Told) {
-        if reversed {
-            add_triangle::<E, N, C>(matrix, right_tile, sums, sharer, plane_column, true, spec);
-        } else {
-            add_triangle::<E, N, C>(matrix, right_tile, sums, sharer, plane_column, false, spec);
-        }
+    if reversed {
+        add_triangle::<E, N, C>(matrix, right_tile, sums, sharer, plane_column, true, spec);
     } else {
-        let upper = comptime!(spec.direction == Direction::Backward);
-        add_triangle::<E, N, C>(matrix, right_tile, sums, sharer, plane_column, upper, spec);
+        add_triangle::<E, N, C>(matrix, right_tile, sums, sharer, plane_column, false, spec);
     }
 }
 

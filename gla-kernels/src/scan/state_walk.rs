@@ -24,7 +24,7 @@ use super::stage::{
 use super::walk_spec::{Decay, TOTAL, WalkShape, operands};
 use crate::Instruction;
 use crate::components::{
-    Acc, ChunkMap, Left, Right, Scratch, Slots, add_to, multiply, pair_position, step_either,
+    Acc, ChunkMap, Left, Right, Scratch, Slots, add_to, multiply, pair_position, step_chunk,
     zero_pairs,
 };
 
@@ -216,7 +216,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     let backwards = reversed == 0;
     let (_, factors_at) = row_factors(reversed != 0);
     if count > 0 {
-        let chunk = step_either(first_chunk, count, 0usize, backwards);
+        let chunk = step_chunk(first_chunk, count, 0usize, backwards);
         let rows = own_line.rows_of(chunk);
         fetch::<E, D>(update, &mut next_update, &rows, head, depth0, from_update);
         fetch::<E, C>(right, &mut next_right, &rows, head, column0, from_right);
@@ -228,7 +228,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     for step in 0..count {
         let half = step % buffers;
         let (update_at, right_at) = (half * update_len, half * right_len);
-        let chunk = step_either(first_chunk, count, step, backwards);
+        let chunk = step_chunk(first_chunk, count, step, backwards);
         let rows = own_line.rows_of(chunk);
         if by_columns {
             scale_columns::<E, D>(&mut next_update, &after, in_half, from_update);
@@ -250,7 +250,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
 
         // after the last it is read once more, for nothing: a branch would wait for what it reads
         let next_step = select(step + 1 < count, step + 1, step);
-        let next_chunk = step_either(first_chunk, count, next_step, backwards);
+        let next_chunk = step_chunk(first_chunk, count, next_step, backwards);
         let next_rows = own_line.rows_of(next_chunk);
         fetch::<E, D>(update, &mut next_update, &next_rows, head, depth0, from_update);
         fetch::<E, C>(right, &mut next_right, &next_rows, head, column0, from_right);

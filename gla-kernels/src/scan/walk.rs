@@ -49,7 +49,7 @@ use super::walk_spec::{Decay, Direction, KeyAxis, TOTAL, WalkSpec};
 use crate::Instruction;
 use crate::components::{
     Acc, ChunkMap, ChunkRows, Left, Pair, Right, Scratch, add_to, multiply, pair_position, scaled,
-    step_either, zero_pairs,
+    step_chunk, zero_pairs,
 };
 
 /// * `left`, `update`: `[rows, heads of each, depth_width]`; `right`: `[rows, its heads, width]`
@@ -101,6 +101,7 @@ pub(crate) fn gla_walk_kernel<
     #[comptime] rounds_out: bool,
     #[define(E, O)] _dtypes: [ElemType; 2],
 ) {
+    // where it is known, what depends on it is compiled for one direction alone
     let reversed = if comptime!(spec.direction == Direction::Told) {
         reversed != 0
     } else {
@@ -240,7 +241,7 @@ pub(crate) fn gla_walk_kernel<
     let own_line = map.line(line);
     let (first_chunk, count) = (own_line.first, own_line.count);
     if count > 0 {
-        let chunk = step_either(first_chunk, count, 0usize, reversed);
+        let chunk = step_chunk(first_chunk, count, 0usize, reversed);
         let rows = own_line.rows_of(chunk);
         fetch::<E, D>(left, &mut next_left, &rows, head, depth0, from_left);
         fetch_factors::<D>(
@@ -266,11 +267,11 @@ pub(crate) fn gla_walk_kernel<
         }
     }
     for step in 0..count {
-        let chunk = step_either(first_chunk, count, step, reversed);
+        let chunk = step_chunk(first_chunk, count, step, reversed);
         let rows = own_line.rows_of(chunk);
         // after the last it is read once more, for nothing: a branch would wait for what it reads
         let next_step = select(step + 1 < count, step + 1, step);
-        let next_chunk = step_either(first_chunk, count, next_step, reversed);
+        let next_chunk = step_chunk(first_chunk, count, next_step, reversed);
         let next_rows = own_line.rows_of(next_chunk);
         // with `mma` of this chunk and the next in turn: the last planes to scale their state still read the
         // one when the first put down the other
