@@ -8,8 +8,8 @@
 //! of the chunks that the state passes after this one. They are walked against its direction, last to first
 //! for `S` and first to last for `D`, so that `after` is a running product: one matrix product over all rows
 //! of the segment, whose accumulators nothing touches in between. A cube owns a rectangle of the state, a
-//! plane a smaller one, in registers. The direction is an argument: with a gate, and a key head for each
-//! query head, forward and backward launch the same compiled kernel.
+//! plane a smaller one, in registers. The direction is an argument: with a key head for each query head,
+//! forward and backward launch the same compiled kernel.
 //!
 //! With `mma` tiles lie in shared memory twice: while some planes multiply what is in one half, others put
 //! the next chunk down in the other, and a chunk takes one barrier. With `cmma`, which has less room, once.
@@ -21,7 +21,7 @@ use super::stage::{
     Factors, Stage, fetch, fetch_factors, held, held_factors, put, row_factors, rows_line,
     scale_columns, scale_rows,
 };
-use super::walk_spec::{Decay, TOTAL, WalkShape, operands};
+use super::walk_spec::{Decay, Direction, TOTAL, WalkShape, operands};
 use crate::Instruction;
 use crate::components::{
     Acc, ChunkMap, Left, Right, Scratch, Slots, add_to, multiply, pair_position, step_chunk,
@@ -85,7 +85,7 @@ impl StateSpec {
             depth_planes,
             column_planes,
             decay,
-            factors: decay.of_rows(reversed),
+            factors: decay.of_rows(Direction::Told),
             instruction,
         };
         let most = dims.value_dim.div_ceil(16 * blocks.1).min((planes / depth_planes).max(1));
@@ -215,6 +215,7 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     let (first_chunk, count) = (own_line.first, own_line.count);
     let backwards = reversed == 0;
     let (_, factors_at) = row_factors(reversed != 0);
+    let scale = select(reversed != 0, scale, 1.0);
     if count > 0 {
         let chunk = step_chunk(first_chunk, count, 0usize, backwards);
         let rows = own_line.rows_of(chunk);

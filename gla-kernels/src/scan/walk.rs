@@ -14,8 +14,8 @@
 //! | `dq` | first to last | `do` | `v` | `kt` | `S^T [V, K]` | `dA` |
 //! | `dk` | last to first | `v` | `do` | `qt` | `D^T [V, K]` | `dA^T` |
 //!
-//! With a gate, and a key head for each query head, `o` and `dv` are one compiled kernel, which is told its
-//! direction: a first call compiles less. So are `dq` and `dk` of a vector gate.
+//! With a key head for each query head `o` and `dv` are one compiled kernel, which is told its direction, and
+//! so are `dq` and `dk`, where that costs no time: a first call compiles less, see [`Direction`].
 //!
 //! `S` is the state before the chunk, `D` the gradient of the state after it. The `dk` walk leaves
 //! `D` for the `dq` walk, which forms the products `sum_j S[i, j] D[i, j]` that `dg` needs.
@@ -108,7 +108,8 @@ pub(crate) fn gla_walk_kernel<
         comptime!(spec.direction == Direction::Backward).runtime()
     };
     let (outs_at, updates_at) = row_factors(reversed);
-    let state_scale = select(reversed, f32::new(1.0), scale);
+    // without a gate: forward it is the states that take the scale, backward the updates
+    let (of_state, of_updates) = (select(reversed, 1.0, scale), select(reversed, scale, 1.0));
     let by = comptime!(spec.instruction);
     let takes_turns = comptime!(spec.takes_turns());
     let plane_depth = comptime!(spec.plane_depth);
@@ -263,7 +264,7 @@ pub(crate) fn gla_walk_kernel<
             fetch::<E, D>(update, &mut next_update, &rows, head, depth0, from_update);
             let of_rows = rows_line(chunk, head, spec.heads) + updates_at;
             let out = &mut update_factors;
-            fetch_factors::<D>(decays, of_rows, out, scale, taken, of_update, from_update);
+            fetch_factors::<D>(decays, of_rows, out, of_updates, taken, of_update, from_update);
         }
     }
     for step in 0..count {
@@ -331,7 +332,7 @@ pub(crate) fn gla_walk_kernel<
                 let at = comptime!(n / 4 * 4 * terms + n % 4);
                 own[at] = pair;
                 if scales_state {
-                    own[at] *= Vector::new(state_scale);
+                    own[at] *= Vector::new(of_state);
                 }
                 if comptime!(spec.precise) {
                     own[at + 4] = pair - Vector::cast_from(Pair::<E>::cast_from(pair));
@@ -386,7 +387,15 @@ pub(crate) fn gla_walk_kernel<
         if takes_turns {
             sync_cube();
             let out = &mut update_factors;
-            fetch_factors::<D>(&decay_tiles, updates_at, out, scale, taken, of_update, from_update);
+            fetch_factors::<D>(
+                &decay_tiles,
+                updates_at,
+                out,
+                of_updates,
+                taken,
+                of_update,
+                from_update,
+            );
             scale_rows::<E, D>(&mut next_update, &update_factors, of_update, in_half, from_update);
             put::<E, D>(&next_update, &mut left_tile, rows.len, depth0, from_update);
             if has_intra {
@@ -411,7 +420,7 @@ pub(crate) fn gla_walk_kernel<
             fetch::<E, D>(update, &mut next_update, &next_rows, head, depth0, from_update);
             let of_rows = rows_line(next_chunk, head, spec.heads) + updates_at;
             let out = &mut update_factors;
-            fetch_factors::<D>(decays, of_rows, out, scale, taken, of_update, from_update);
+            fetch_factors::<D>(decays, of_rows, out, of_updates, taken, of_update, from_update);
         }
 
         if comptime!(may_write) && reversed {
@@ -429,7 +438,8 @@ pub(crate) fn gla_walk_kernel<
             let (row, col) = (s * 16, plane_column);
             let left = Left::<E>::load(&right_tile, row, col, column_stride, true, by);
             if comptime!(of_right != Factors::None) {
-                let factors = factors_of_right(&decay_tiles, decay_at + updates_at, s, scale, spec);
+                let factors =
+                    factors_of_right(&decay_tiles, decay_at + updates_at, s, of_updates, spec);
                 lefts.push(scaled::<E>(&left, &factors));
             } else {
                 lefts.push(left);

@@ -61,12 +61,12 @@ impl Decay {
     }
 
     /// The factors of the chunk's rows in an update of the state: their decay to the end of the chunk, or
-    /// the scale, which in a call without a gate no operand holds.
-    pub fn of_rows(self, reversed: bool) -> Factors {
-        match (self, reversed) {
+    /// backward the scale, which in a call without a gate no operand holds.
+    pub fn of_rows(self, direction: Direction) -> Factors {
+        match (self, direction) {
             (Decay::Rows, _) => Factors::Rows,
-            (Decay::None, true) => Factors::Scale,
-            _ => Factors::None,
+            (Decay::Channels, _) | (Decay::None, Direction::Forward) => Factors::None,
+            (Decay::None, Direction::Backward | Direction::Told) => Factors::Scale,
         }
     }
 }
@@ -226,11 +226,9 @@ impl WalkSpec {
         let WalkShape { dims, reversed, segmented, .. } = shape;
         let [q, k, depth] = operands(dims);
         let alike = match Decay::of(dims.gate) {
-            // the scale is not in the same operand
-            Decay::None => false,
             // past a choice of the matrix the next chunk is not read as early: a tenth of a short walk. Where
             // segments take more kernels it is a fiftieth
-            Decay::Rows => segmented,
+            Decay::None | Decay::Rows => segmented,
             Decay::Channels => true,
         };
         WalkSpec {
@@ -245,12 +243,17 @@ impl WalkSpec {
     }
 
     fn keys_with(shape: WalkShape, tile: (usize, usize)) -> Self {
-        let WalkShape { dims, reversed, .. } = shape;
+        let WalkShape { dims, reversed, segmented, .. } = shape;
         let [q, k, width] = operands(dims);
         let decay = Decay::of(dims.gate);
         let tiled = Self::tiled(shape, tile, dims.value_dim, width);
-        // registers that hold what either direction needs: not with the products of rows, nor in wider cubes
-        let alike = decay == Decay::Channels && tiled.units() <= 256;
+        // with the products of rows, and in wider cubes, no registers are left for what either direction needs
+        let alike = tiled.units() <= 256
+            && match decay {
+                Decay::None => segmented,
+                Decay::Rows => false,
+                Decay::Channels => true,
+            };
         WalkSpec {
             left_heads: if reversed { dims.kv_heads } else { dims.heads },
             update_heads: if reversed { dims.heads } else { dims.kv_heads },
@@ -433,7 +436,7 @@ impl WalkSpec {
     }
 
     fn of_rows(&self) -> Factors {
-        self.decay.of_rows(self.direction == Direction::Backward)
+        self.decay.of_rows(self.direction)
     }
 
     /// Those that `right` takes.
@@ -522,13 +525,15 @@ mod tests {
     use cubecl::ir::{ElemType, FloatKind};
 
     use super::*;
+    use crate::scan::state_walk::StateSpec;
 
-    #[test]
-    fn matrices_take_wide_cubes_where_there_are_enough() {
-        let dims =
-            Dims { heads: 4, kv_heads: 4, key_dim: 256, value_dim: 512, gate: GateKind::Vector };
-        let limits = DeviceLimits {
-            shared_memory: 48 << 10,
+    fn dims(gate: GateKind) -> Dims {
+        Dims { heads: 4, kv_heads: 4, key_dim: 256, value_dim: 512, gate }
+    }
+
+    fn limits(shared_memory: usize) -> DeviceLimits {
+        DeviceLimits {
+            shared_memory,
             units: 1024,
             bindings: 32,
             cubes: (65535, 65535),
@@ -536,7 +541,12 @@ mod tests {
             mma: vec![],
             rounds_bf16: true,
             cmma: vec![ElemType::Float(FloatKind::F16)],
-        };
+        }
+    }
+
+    #[test]
+    fn matrices_take_wide_cubes_where_there_are_enough() {
+        let (dims, limits) = (dims(GateKind::Vector), limits(48 << 10));
         let planes = |count, reversed| {
             let shape = WalkShape::new(dims, Instruction::Cmma, &limits, count, reversed);
             let (values, keys) = (WalkSpec::values(shape), WalkSpec::keys(shape));
@@ -545,5 +555,30 @@ mod tests {
         };
         assert_eq!((planes(8, false), planes(8, true)), ((8, 8), (8, 8)));
         assert_eq!(planes(1, false), (2, 2), "more cubes, of fewer planes");
+    }
+
+    #[test]
+    fn both_directions_share_their_kernels() {
+        use GateKind::{Fixed, None, Scalar, Vector};
+        let limits = limits(227 << 10);
+        let shared = |dims: Dims, segmented: bool| {
+            let shape = |reversed| WalkShape {
+                segmented,
+                ..WalkShape::new(dims, Instruction::Mma, &limits, 16, reversed)
+            };
+            let (forward, backward) = (shape(false), shape(true));
+            [
+                StateSpec::new(forward) == StateSpec::new(backward),
+                WalkSpec::values(forward) == WalkSpec::values(backward),
+                WalkSpec::keys(forward) == WalkSpec::keys(backward),
+            ]
+        };
+        for gate in [None, Fixed, Scalar, Vector] {
+            let (vector, without) = (gate == Vector, gate == None);
+            assert_eq!(shared(dims(gate), true), [true, true, vector || without], "{gate:?}");
+            assert_eq!(shared(dims(gate), false), [true, vector, vector], "{gate:?}, no segments");
+        }
+        let grouped = Dims { kv_heads: 2, ..dims(Vector) };
+        assert_eq!(shared(grouped, true), [false; 3], "key heads of their own");
     }
 }
