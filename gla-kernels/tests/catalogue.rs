@@ -260,7 +260,7 @@ fn scan_widths_brain() {
     scan_widths(RefDType::BF16);
 }
 
-/// Segments of several chunks, and enough of them for the wider cubes of the walks between them.
+/// Segments of several chunks, and enough of them for the wider cubes of the walks along and between them.
 fn segments(dtype: RefDType) {
     let ids = [
         "vector-ls1-b2-t580-k72-v130-h20-init-final",
@@ -268,6 +268,12 @@ fn segments(dtype: RefDType) {
         "scalar-ls16-b2-t580-k64-v150-h20-kv10-init-final",
         "fixed-ls1-b2-t580-k33-v70-h20-final",
         "none-b2-t580-k64-v130-h20-init",
+        // walks that are told their direction, with scales of both signs and sizes
+        "none-b2-t580-k80-v100-h20-sm0.3-init-final",
+        "none-cu0.5.5.300.580-k72-v100-h20-init-final",
+        "none-b2-t260-k64-v96-h20-s0-init-final",
+        "scalar-ls16-b2-t580-k64-v96-h20-s0.002-init-final",
+        "vector-ls1-b2-t580-k72-v96-h20-sm1-init",
     ];
     check_scans(&ids, dtype, |device, dtype| scans_in(device, dtype, &[4]));
 }
@@ -407,7 +413,11 @@ fn small_gradients() {
             dtype.round_all(&mut prepared.d_o);
             let floor = size * ABS_FLOOR;
             let strategies = match has_scan(&device, dtype) {
-                true => inferred_and_others(&device, dtype),
+                true => {
+                    let mut all = inferred_and_others(&device, dtype);
+                    all.extend(scans_in(&device, dtype, &[8]));
+                    all
+                }
                 false => vec![Strategy::Inferred],
             };
             for strategy in strategies {

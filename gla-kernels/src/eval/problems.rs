@@ -11,6 +11,7 @@
 //!   `m<x>` constant `-x`, `ls<x>` log sigmoid over `x`, `alt` 0 next to -50, `mixed` from 0 to -1e4.
 //! * `b` batch (1), `t` steps, `k` key channels, `v` value channels, `h` heads, `kv` key heads (`h`).
 //! * `cu<bound>.<bound>...`: packed sequences, in the place of `t`.
+//! * `s<x>`, `sm<x>`: the scale, `x` or `-x`, in the place of one over the root of `k`.
 //! * `init`: with an initial state; `final`: with a gradient of the final state.
 
 pub use crate::eval::compare::RefDType;
@@ -22,7 +23,7 @@ use rand::{RngExt, SeedableRng};
 /// each length around a chunk boundary, uneven widths, grouped heads and packed sequences.
 const SMALL: &str = "
     none-b2-t1-k16-v32-h3-init none-b2-t2-k33-v20-h4-kv2 none-t15-k33-v20-h3-final
-    none-b2-t16-k60-v64-h3-init-final none-b2-t17-k60-v64-h1-final none-t31-k64-v60-h2
+    none-b2-t16-k60-v64-h3-init-final none-b2-t17-k60-v64-h1-final none-t31-k64-v60-h2-sm0.3
     none-b2-t63-k64-v60-h2-init-final none-t64-k16-v32-h4-kv2 none-t65-k8-v8-h3
     none-b2-t100-k8-v8-h3-init none-t130-k100-v36-h4-kv2-init-final none-cu0.15-k100-v36-h2
     none-cu0.1.100.130-k16-v32-h6-kv2-init none-cu0.0.16-k64-v60-h1-final
@@ -36,9 +37,9 @@ const SMALL: &str = "
     fixed-m1e4-cu0.5.5.64.130-k64-v60-h4-kv2 fixed-ls0.1-cu0.15-k33-v20-h3-init
     fixed-ls1-cu0.0.16-k100-v36-h2-init-final fixed-ls16-b2-t16-k16-v32-h6-kv2-final
     fixed-alt-t130-k33-v20-h2 fixed-mixed-b2-t15-k8-v8-h6-kv2-final fixed-mixed-t17-k16-v32-h3
-    fixed-mixed-t65-k33-v20-h6-kv2
+    fixed-mixed-t65-k33-v20-h6-kv2-s0.5
     scalar-m0-t17-k64-v60-h2-init-final scalar-m0.03-b2-t130-k16-v32-h1
-    scalar-m0.7-t63-k8-v8-h6-kv2-init-final scalar-m0.7-cu0.5.5.64.130-k33-v20-h1-init
+    scalar-m0.7-t63-k8-v8-h6-kv2-s0-init-final scalar-m0.7-cu0.5.5.64.130-k33-v20-h1-init
     scalar-m7-cu0.1.100.130-k8-v8-h4-kv2-final scalar-m50-cu0.0.16-k33-v20-h6-kv2-init
     scalar-m50-cu0.15-k16-v32-h4-kv2-init-final scalar-m1e4-b2-t64-k8-v8-h3-init-final
     scalar-ls0.1-t64-k64-v60-h2-final scalar-ls0.1-b2-t65-k60-v64-h1-init-final
@@ -55,7 +56,7 @@ const SMALL: &str = "
     vector-m1e4-cu0.15-k64-v60-h1-init-final vector-ls0.1-b2-t65-k100-v36-h2-init-final
     vector-ls0.1-cu0.5.5.64.130-k8-v8-h2-final vector-ls1-b2-t1-k64-v60-h1-init
     vector-ls1-t63-k16-v32-h3 vector-ls1-t65-k60-v64-h4-kv2-init-final
-    vector-ls1-cu0.1.100.130-k64-v60-h2 vector-ls16-b2-t31-k33-v20-h4-kv2-init
+    vector-ls1-cu0.1.100.130-k64-v60-h2 vector-ls16-b2-t31-k33-v20-h4-kv2-sm0.002-init
     vector-ls16-b2-t100-k100-v36-h3-init vector-alt-b2-t63-k60-v64-h1-init
     vector-alt-b2-t65-k16-v32-h4-kv2 vector-alt-t100-k64-v60-h1-init-final
     vector-alt-t130-k8-v8-h6-kv2-final vector-mixed-b2-t16-k100-v36-h2-final
@@ -127,6 +128,8 @@ pub struct Case {
     pub gate: CaseGate,
     /// Numbers of the gate; not read for [`CaseGate::None`].
     pub gate_values: GateValues,
+    /// The scale.
+    pub scale: f64,
     /// Whether there is an initial state.
     pub initial_state: bool,
     /// Whether the final state has a gradient.
@@ -175,7 +178,7 @@ impl Case {
         }
         let (mut batch, mut time, mut heads, mut kv_heads) = (1, None, None, None);
         let (mut key_dim, mut value_dim, mut cu_seqlens) = (None, None, None);
-        let (mut initial_state, mut final_grad) = (false, false);
+        let (mut initial_state, mut final_grad, mut scale) = (false, false, None);
         for part in parts {
             let digits = part.find(|c: char| c.is_ascii_digit()).unwrap_or(part.len());
             let (name, number) = part.split_at(digits);
@@ -187,6 +190,10 @@ impl Case {
                 "v" => value_dim = Some(size()?),
                 "h" => heads = Some(size()?),
                 "kv" => kv_heads = Some(size()?),
+                "s" | "sm" => {
+                    let size = finite(number).ok_or_else(|| wrong(part))?;
+                    scale = Some(RefDType::F32.round(if name == "s" { size } else { -size }));
+                }
                 "cu" => {
                     let bounds = number.split('.').map(|bound| bound.parse().ok());
                     let bounds: Vec<usize> =
@@ -202,17 +209,18 @@ impl Case {
         let needed = |name: &str, size: Option<usize>| {
             size.ok_or_else(|| format!("case {id}: {name} is missing"))
         };
-        let heads = needed("h", heads)?;
+        let (heads, key_dim) = (needed("h", heads)?, needed("k", key_dim)?);
         Ok(Self {
             id: id.to_owned(),
             batch,
             time: needed("t", time)?,
             heads,
             kv_heads: kv_heads.unwrap_or(heads),
-            key_dim: needed("k", key_dim)?,
+            key_dim,
             value_dim: needed("v", value_dim)?,
             gate,
             gate_values,
+            scale: scale.unwrap_or((key_dim as f64).sqrt().recip()),
             initial_state,
             final_grad,
             cu_seqlens,
@@ -235,7 +243,7 @@ impl Case {
             kv_heads: self.kv_heads,
             key_dim: self.key_dim,
             value_dim: self.value_dim,
-            scale: (self.key_dim as f64).sqrt().recip(),
+            scale: self.scale,
             cu_seqlens: self.cu_seqlens.clone(),
             q: normals(&mut rng, steps * self.heads * self.key_dim, 1.0),
             k: normals(&mut rng, kv_steps * self.key_dim, k_size),
@@ -278,16 +286,19 @@ impl Case {
 
 impl GateValues {
     fn parse(part: &str) -> Option<Self> {
-        let number = |digits: &str| digits.parse::<f64>().ok().filter(|x| x.is_finite());
         match part {
             "alt" => Some(Self::AlternatingChannels(0.0, -50.0)),
             "mixed" => Some(Self::MixedTime),
             _ => match part.strip_prefix("ls") {
-                Some(digits) => number(digits).map(|normalizer| Self::LogSigmoid { normalizer }),
-                None => number(part.strip_prefix('m')?).map(|x| Self::Constant(0.0 - x)),
+                Some(digits) => finite(digits).map(|normalizer| Self::LogSigmoid { normalizer }),
+                None => finite(part.strip_prefix('m')?).map(|x| Self::Constant(0.0 - x)),
             },
         }
     }
+}
+
+fn finite(digits: &str) -> Option<f64> {
+    digits.parse().ok().filter(|x: &f64| x.is_finite())
 }
 
 fn normals(rng: &mut Xoshiro256PlusPlus, len: usize, size: f64) -> Vec<f64> {
@@ -320,6 +331,10 @@ mod tests {
         let packed = Case::parse("none-cu0.5.5.9-k3-v2-h1-final").unwrap();
         assert_eq!((packed.time, packed.kv_heads, packed.final_grad), (9, 1, true));
         assert_eq!(packed.cu_seqlens, Some(vec![0, 5, 5, 9]));
+        let scale = |id| Case::parse(id).unwrap().inputs().scale;
+        assert_eq!(scale("none-t1-k16-v1-h1"), 0.25);
+        assert_eq!(scale("none-t1-k16-v1-h1-s0.5"), 0.5);
+        assert_eq!(scale("none-t1-k16-v1-h1-sm3"), -3.0);
         let strong = Case::parse("fixed-m1e4-t1-k1-v1-h1").unwrap();
         assert_eq!(strong.inputs().gate, RefGate::Fixed(vec![-1e4]));
     }
@@ -331,6 +346,7 @@ mod tests {
             ("vector-t1-k1-v1-h1", "\"t1\" is not understood"),
             ("none-t-k1-v1-h1", "\"t\" is not understood"),
             ("none-t1-k1-v1-h1-x2", "\"x2\" is not understood"),
+            ("none-t1-k1-v1-h1-s", "\"s\" is not understood"),
             ("none-cu0..3-k1-v1-h1", "\"cu0..3\" is not understood"),
             ("none-t1-k1-h1", "v is missing"),
         ];

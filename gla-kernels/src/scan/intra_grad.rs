@@ -49,7 +49,7 @@ pub const fn shared_memory(spec: ChunkSpec, size: usize) -> usize {
 /// * `dq_state`, `dk_state`: `[parts, chunks, H, padded, 64]`, without the decay to the chunk's edges
 /// * `products`: `[shares, chunks, H, padded]`
 /// * `dq`, `dk`: out, `[rows, H, K]`; `dg`: out, `[rows, H, K]`
-/// * `slices` of the key channels: were their number known to the compiler, it would write each out
+/// * `slices` of the key channels, at run time: the compiler would unroll a number that it knows
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn gla_scan_intra_grad_kernel<
@@ -110,7 +110,7 @@ pub(crate) fn gla_scan_intra_grad_kernel<
     // a plane's share of the levels: 16 rows, 16 channels of a slice
     let own = plane % 4;
     let col = (plane / 4) * 16;
-    // its diagonal block, for `cmma`, with all but one of the levels masked, for each of them
+    // with `cmma`: its diagonal block, once for each of the levels in it, with the others masked
     let mut diagonal = Sequence::<Left<E>>::new();
     if comptime!(by == Instruction::Cmma) {
         #[unroll]

@@ -7,7 +7,7 @@ use cubecl::server::Handle;
 use super::combine::{self, ChunkDecays};
 use super::stage::scales_in_half;
 use super::state_walk::StateSpec;
-use super::walk_spec::{Decay, ROWS_LEN, TOTAL, WalkShape, WalkSpec};
+use super::walk_spec::{Decay, Direction, ROWS_LEN, TOTAL, WalkShape, WalkSpec};
 use super::{CHUNK, ChunkSpec, intra_grad, padded, part_type, prepare, scores, state_walk, walk};
 use crate::launch::{Launcher, arg, cubes, widest_vector};
 use crate::{Instruction, ScanBlueprint};
@@ -317,6 +317,11 @@ impl Launcher<'_, ScanBlueprint> {
     /// Kernel `walk`, see [`walk`].
     pub fn walk(&self, walk: Walk) {
         let spec = walk.spec;
+        let known = match spec.direction {
+            Direction::Told => walk.reversed,
+            direction => direction == Direction::Backward,
+        };
+        assert_eq!(known, walk.reversed, "a walk in the direction of its spec");
         let tasks = spec.tiles() * spec.parts * spec.heads * self.lines.count;
         if tasks == 0 {
             return;

@@ -18,8 +18,8 @@ use cubecl::prelude::*;
 
 use super::CHUNK;
 use super::stage::{
-    Factors, Stage, fetch, fetch_factors, held, held_factors, put, row_factors, rows_line,
-    scale_columns, scale_rows,
+    Stage, fetch, fetch_factors, held, held_factors, put, row_factors, rows_line, scale_columns,
+    scale_rows,
 };
 use super::walk_spec::{Decay, Direction, TOTAL, WalkShape, operands};
 use crate::Instruction;
@@ -54,8 +54,6 @@ pub struct StateSpec {
     pub column_planes: usize,
     /// Where the decay lies.
     pub decay: Decay,
-    /// What the rows of `update` are multiplied with.
-    pub factors: Factors,
     /// The tile instruction.
     pub instruction: Instruction,
 }
@@ -85,7 +83,6 @@ impl StateSpec {
             depth_planes,
             column_planes,
             decay,
-            factors: decay.of_rows(Direction::Told),
             instruction,
         };
         let most = dims.value_dim.div_ceil(16 * blocks.1).min((planes / depth_planes).max(1));
@@ -145,7 +142,7 @@ impl StateSpec {
 /// * `update`: `[rows, its heads, depth_width]`; `right`: `[rows, its heads, V]`
 /// * `decays`: `[chunks, H, stride]`, see [`Decay`], of rows; `channel_decays`: those of channels
 /// * `end`: out, `[lines, H, K, V]`
-/// * `reversed`: 1 for `D`, else 0
+/// * `reversed`: 1 for `D`, 0 for `S`
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
@@ -172,7 +169,8 @@ pub(crate) fn gla_state_walk_kernel<E: Float, D: Size, C: Size>(
     let by_columns = comptime!(spec.decay == Decay::Channels);
     let from_update = comptime!(spec.stage(spec.update_heads, spec.depth_width, depth));
     let from_right = comptime!(spec.stage(spec.right_heads, value_dim, columns));
-    let factors = comptime!(spec.factors);
+    // what the rows of `update` are multiplied with
+    let factors = comptime!(spec.decay.of_rows(Direction::Told));
 
     let task = CUBE_POS;
     if task >= tasks {

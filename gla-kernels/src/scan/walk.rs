@@ -14,8 +14,9 @@
 //! | `dq` | first to last | `do` | `v` | `kt` | `S^T [V, K]` | `dA` |
 //! | `dk` | last to first | `v` | `do` | `qt` | `D^T [V, K]` | `dA^T` |
 //!
-//! With a key head for each query head `o` and `dv` are one compiled kernel, which is told its direction, and
-//! so are `dq` and `dk`, where that costs no time: a first call compiles less, see [`Direction`].
+//! With a key head for each query head `o` and `dv` can be one compiled kernel, and `dq` and `dk` another, that
+//! is told its direction by an argument, so that a first call compiles less. [`WalkSpec::values`] and
+//! [`WalkSpec::keys`] say where they are.
 //!
 //! `S` is the state before the chunk, `D` the gradient of the state after it. The `dk` walk leaves
 //! `D` for the `dq` walk, which forms the products `sum_j S[i, j] D[i, j]` that `dg` needs.
@@ -62,7 +63,7 @@ use crate::components::{
 ///   type of the operands if `rounds_out`
 /// * `trace`: scratch `[chunks, H, trace_len]`
 /// * `products`: out forward if `spec.traced`, `[shares, chunks, H, padded]`
-/// * `reversed`: 1 if from the last chunk on, else 0
+/// * `reversed`: 1 if from the last chunk on, else 0; read if `spec.direction` is told
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn gla_walk_kernel<
@@ -108,7 +109,8 @@ pub(crate) fn gla_walk_kernel<
         comptime!(spec.direction == Direction::Backward).runtime()
     };
     let (outs_at, updates_at) = row_factors(reversed);
-    // without a gate: forward it is the states that take the scale, backward the updates
+    // where no operand holds the scale: forward the states take it (without a gate, and for `dq` of a vector
+    // gate), backward the updates (without a gate)
     let (of_state, of_updates) = (select(reversed, 1.0, scale), select(reversed, scale, 1.0));
     let by = comptime!(spec.instruction);
     let takes_turns = comptime!(spec.takes_turns());

@@ -22,14 +22,14 @@ pub enum Direction {
     Forward,
     /// Last to first: `dv` and `dk`.
     Backward,
-    /// As an argument of the kernel says, which is compiled once for both.
+    /// As an argument says: the kernel is compiled once for both.
     Told,
 }
 
 impl Direction {
-    /// `alike`: whether with a key head for each query head the walks differ in nothing else.
-    fn of(dims: Dims, reversed: bool, alike: bool) -> Self {
-        match (alike && dims.heads == dims.kv_heads, reversed) {
+    /// `shares`: whether one kernel for both is worth it. With fewer key heads they are always two.
+    fn of(dims: Dims, reversed: bool, shares: bool) -> Self {
+        match (shares && dims.heads == dims.kv_heads, reversed) {
             (true, _) => Direction::Told,
             (false, false) => Direction::Forward,
             (false, true) => Direction::Backward,
@@ -60,8 +60,8 @@ impl Decay {
         }
     }
 
-    /// The factors of the chunk's rows in an update of the state: their decay to the end of the chunk, or
-    /// backward the scale, which in a call without a gate no operand holds.
+    /// The factors of the chunk's rows in an update of the state: their decay to the end of the chunk, or the
+    /// scale, which in a call without a gate no operand holds, backward (1 forward, in a kernel that is told).
     pub fn of_rows(self, direction: Direction) -> Factors {
         match (self, direction) {
             (Decay::Rows, _) => Factors::Rows,
@@ -225,9 +225,10 @@ impl WalkSpec {
     fn values_with(shape: WalkShape, tile: (usize, usize)) -> Self {
         let WalkShape { dims, reversed, segmented, .. } = shape;
         let [q, k, depth] = operands(dims);
-        let alike = match Decay::of(dims.gate) {
-            // past a choice of the matrix the next chunk is not read as early: a tenth of a short walk. Where
-            // segments take more kernels it is a fiftieth
+        let shares = match Decay::of(dims.gate) {
+            // the branch on `A` or `A^T` keeps the compiler from reading the next chunk early: with scalar and
+            // fixed gates a short walk takes up to a tenth longer, one along segments, of which a call
+            // compiles more, a fiftieth; a vector gate's takes as long as without
             Decay::None | Decay::Rows => segmented,
             Decay::Channels => true,
         };
@@ -236,7 +237,7 @@ impl WalkSpec {
             update_heads: if reversed { q } else { k },
             right_heads: if reversed { dims.heads } else { dims.kv_heads },
             keys: KeyAxis::Depth,
-            direction: Direction::of(dims, reversed, alike),
+            direction: Direction::of(dims, reversed, shares),
             intra: true,
             ..Self::tiled(shape, tile, depth, dims.value_dim)
         }
@@ -247,8 +248,9 @@ impl WalkSpec {
         let [q, k, width] = operands(dims);
         let decay = Decay::of(dims.gate);
         let tiled = Self::tiled(shape, tile, dims.value_dim, width);
-        // with the products of rows, and in wider cubes, no registers are left for what either direction needs
-        let alike = tiled.units() <= 256
+        // the sums for `dots` leave no registers for both directions, nor do cubes of more units; without a
+        // gate as for the values
+        let shares = tiled.units() <= 256
             && match decay {
                 Decay::None => segmented,
                 Decay::Rows => false,
@@ -260,7 +262,7 @@ impl WalkSpec {
             right_heads: if reversed { q } else { k },
             probe_heads: if reversed { k } else { q },
             keys: KeyAxis::Columns,
-            direction: Direction::of(dims, reversed, alike),
+            direction: Direction::of(dims, reversed, shares),
             intra: decay != Decay::Channels,
             traced: decay != Decay::None,
             dots: decay == Decay::Rows,
@@ -558,13 +560,12 @@ mod tests {
     }
 
     #[test]
-    fn both_directions_share_their_kernels() {
-        use GateKind::{Fixed, None, Scalar, Vector};
+    fn both_directions_have_one_spec() {
         let limits = limits(227 << 10);
-        let shared = |dims: Dims, segmented: bool| {
+        let shared = |dims: Dims, instruction, segmented: bool| {
             let shape = |reversed| WalkShape {
                 segmented,
-                ..WalkShape::new(dims, Instruction::Mma, &limits, 16, reversed)
+                ..WalkShape::new(dims, instruction, &limits, 16, reversed)
             };
             let (forward, backward) = (shape(false), shape(true));
             [
@@ -573,12 +574,17 @@ mod tests {
                 WalkSpec::keys(forward) == WalkSpec::keys(backward),
             ]
         };
-        for gate in [None, Fixed, Scalar, Vector] {
-            let (vector, without) = (gate == Vector, gate == None);
-            assert_eq!(shared(dims(gate), true), [true, true, vector || without], "{gate:?}");
-            assert_eq!(shared(dims(gate), false), [true, vector, vector], "{gate:?}, no segments");
+        for instruction in [Instruction::Mma, Instruction::Cmma] {
+            for gate in [GateKind::None, GateKind::Fixed, GateKind::Scalar, GateKind::Vector] {
+                let (vector, rows) = (gate == GateKind::Vector, Decay::of(gate) == Decay::Rows);
+                let shared = |segmented| shared(dims(gate), instruction, segmented);
+                assert_eq!(shared(true), [true, true, !rows], "{instruction:?} {gate:?}");
+                assert_eq!(shared(false)[1..], [vector, vector], "{instruction:?} {gate:?}, whole");
+            }
+            let grouped = Dims { kv_heads: 2, ..dims(GateKind::Vector) };
+            assert_eq!(shared(grouped, instruction, true), [false; 3], "key heads of their own");
         }
-        let grouped = Dims { kv_heads: 2, ..dims(Vector) };
-        assert_eq!(shared(grouped, true), [false; 3], "key heads of their own");
+        let wide = Dims { key_dim: 128, value_dim: 256, ..dims(GateKind::Vector) };
+        assert_eq!(shared(wide, Instruction::Mma, true), [true, true, false], "512 units");
     }
 }
